@@ -1,0 +1,66 @@
+# Thin wrappers; each command is printed before it runs. `make help` lists them.
+SHELL := /bin/sh
+PYTHON ?= python3
+ENV := .venv
+BIN := $(ENV)/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS="$(PYTHONWARNINGS)"
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro compare test test-long prep smoke recipe lab readme clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "selfclass needs Python >= 3.11, found: $$($(PYTHON) --version); say which: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(ENV)
+
+$(ENV)/.pipeline: settings.ini setup.py pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(ENV) (torch is large: a few minutes on a good line)"
+	$(INSTALL) -e '.[pipeline,widgets]'
+	@test -e .git || $(RUN) dvc config -q --local core.no_scm true
+	@touch $@
+
+$(ENV)/.dev: $(ENV)/.pipeline
+	$(INSTALL) -e '.[pipeline,widgets,dev]'
+	@touch $@
+
+install: $(ENV)/.pipeline ## .venv with everything the pipeline needs
+
+data/digits/digits.npz: data.dvc | $(ENV)/.pipeline
+	$(RUN) dvc pull -q data.dvc
+	@touch $@
+
+repro: $(ENV)/.pipeline data/digits/digits.npz ## the Self-Classifier pipeline: train, embed, probe, cluster, report
+	$(RUN) dvc repro report
+	@cat out/report/summary.txt
+
+lab: $(ENV)/.pipeline data/digits/digits.npz ## JupyterLab on the front door
+	$(RUN) jupyter lab nbs/index.ipynb
+
+recipe: $(ENV)/.pipeline ## make recipe NAME=cifar10: put conf/cifar10.yaml in the place of params.yaml
+	$(RUN) python -m selfclass.run --recipe $(or $(NAME),'')
+
+test: $(ENV)/.dev data/digits/digits.npz ## every test: library notebooks, then pytest
+	$(RUN) SELFCLASS_PROGRESS=off nbdev_test --n_workers 2 --path nbs --skip_folder_re '^(pipeline|explore)' --timing --do_print
+	$(RUN) SELFCLASS_PROGRESS=off python -m pytest -m 'not long'
+
+test-long: $(ENV)/.dev data/digits/digits.npz ## the tests that take minutes: reproducibility of the whole pipeline
+	$(RUN) SELFCLASS_PROGRESS=off python -m pytest -m long
+
+smoke: $(ENV)/.dev ## every stage on its default cell, synthetic images, seconds
+	for stage in pretrain embed linear cluster report; do $(RUN) nbdev_test --n_workers 1 --path nbs/pipeline/$$stage.ipynb || exit 1; done
+
+prep: $(ENV)/.dev ## before each commit: export, clean, test, strip the outputs of stages
+	$(RUN) nbdev_export
+	$(RUN) nbdev_clean
+	$(RUN) jupyter nbconvert --log-level=WARN --clear-output --inplace nbs/pipeline/*.ipynb
+	$(RUN) nbdev_clean --fname nbs/pipeline
+	$(MAKE) test
+
+readme: $(ENV)/.dev ## README.md from nbs/index.ipynb
+	$(RUN) jupyter nbconvert --log-level=WARN --to markdown --output-dir . --output README nbs/index.ipynb
+
+clean: ## remove what can be made again (not .venv, not DVC's cache)
+	rm -rf out .checkpoints dvc_plots build dist *.egg-info

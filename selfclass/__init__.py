@@ -1,0 +1,26 @@
+"""Classifying images without labels: Self-Classifier and its siblings. Names are imported when they are first used."""
+__version__ = "0.1.0"
+
+import importlib
+
+_MODULES = ('augment', 'core', 'data', 'dist', 'embed', 'errors', 'hub', 'lars', 'loss', 'metrics', 'model', 'probe', 'report', 'run', 'search',
+            'selfclassifier', 'train')
+_HOME = {
+    'MultiCrop': 'augment', 'ImageSet': 'data', 'load_images': 'data', 'embed_images': 'embed', 'SelfclassError': 'errors',
+    'save_pretrained': 'hub', 'load_pretrained': 'hub', 'import_official': 'hub', 'LARS': 'lars', 'uniform_prior_loss': 'loss', 'multi_head_loss': 'loss',
+    'cluster_scores': 'metrics', 'internal_scores': 'metrics', 'ClusterNet': 'model', 'linear_probe': 'probe', 'knn_probe': 'probe', 'top_k': 'search',
+    'NeighbourQueue': 'selfclassifier', 'fit_selfclassifier': 'selfclassifier',
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(importlib.import_module(f'selfclass.{_HOME[name]}'), name)
+    if name in _MODULES:
+        return importlib.import_module(f'selfclass.{name}')
+    raise AttributeError(f"module 'selfclass' has no attribute '{name}'; it has {', '.join(__all__)}")
+
+
+def __dir__():
+    return sorted({*globals(), *_MODULES, *__all__})

@@ -1,0 +1,134 @@
+"""Each mistake gives one clear line, a non-zero exit code, and loses nothing."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, python
+from PIL import Image
+from selfclass.core import read_yaml
+from selfclass.data import ImageSet, load_images, load_splits
+from selfclass.errors import DataError, MissingInputError, MissingLabelsError, ParamsError, SelfclassError
+from selfclass.metrics import cluster_scores, score_run
+from selfclass.run import main, read_params, run_stage, stage_values, use_recipe
+from selfclass.selfclassifier import fit_selfclassifier
+
+TINY = dict(model=dict(backbone='convnet', width=4, hidden=8, dim=4, classes=(3,)), views=dict(preset='glyphs', n_local=0, global_size=8),
+            optimizer=dict(name='adamw', lr=.01), schedule={}, epochs=1, batch_size=16, device='cpu')
+noise = ImageSet('noise', torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8))
+
+
+def one_line(error, *words):
+    text = str(error.value if hasattr(error, 'value') else error)
+    assert '\n' not in text and all(word in text for word in words), text
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(model=TINY['model'] | {'classes': ()}), ('classes',)),
+    (dict(model=TINY['model'] | {'classes': (0,)}), ('classes',)),
+    (dict(model=TINY['model'] | {'clases': (3,)}), ("did you mean 'classes'",)),
+    (dict(model=TINY['model'] | {'backbone': 'resnet81'}), ('resnet18',)),
+    (dict(model=TINY['model'] | {'hidden': '8'}), ('hidden', "'8'")),
+    (dict(views=dict(preset='glyfs')), ("did you mean 'glyphs'",)),
+    (dict(optimizer=dict(name='adam_w', lr=.1)), ("did you mean 'adamw'",)),
+    (dict(schedule=dict(warm_up=1)), ("did you mean 'warmup_epochs'",)),
+    (dict(loss=dict(row_temperature=.1)), ("did you mean 'row_temp'",)),
+    (dict(batch_size=1), ('at least 2', 'found 1')),
+])
+def test_wrong_numbers(change, words):
+    with pytest.raises(ParamsError) as error:
+        fit_selfclassifier(noise, **(TINY | change))
+    one_line(error, *words)
+
+
+def test_fewer_images_than_one_batch():
+    with pytest.raises(DataError) as error:
+        fit_selfclassifier(noise, **(TINY | dict(batch_size=64)))
+    one_line(error, '40 images', 'batch of 64')
+
+
+@pytest.mark.parametrize('section, words', [
+    ({'pretain': {'batch_size': 3}}, ("'pretain'", "did you mean 'pretrain'")),
+    ({'method': {}}, ("'method'", 'methods')),
+])
+def test_misspelt_section(section, words, tmp_path):
+    (tmp_path/'params.yaml').write_text(json.dumps(read_yaml(ROOT/'params.yaml') | section))
+    with pytest.raises(ParamsError) as error:
+        read_params(tmp_path/'params.yaml')
+    one_line(error, *words)
+
+
+def test_mistyped_values_are_named_before_a_kernel_starts(scratch, capsys):
+    assert main(['pretrain', '--dataset', 'digitz', '--method', 'selfclassifier', '--seed', '0']) == 2
+    said = capsys.readouterr().err.strip()
+    assert '\n' not in said and "did you mean 'digits'" in said
+    assert main(['pretrane']) == 2 and "did you mean 'pretrain'" in capsys.readouterr().err
+    assert main(['pretrain', '--dataset', 'digits', '--method', 'selfclassifier']) == 2 and "'seed' has no value" in capsys.readouterr().err
+    assert main(['cluster', '--seed', '0']) == 2 and 'no key --seed' in capsys.readouterr().err
+    assert not (scratch/'out').exists()
+
+
+def test_unknown_dataset_and_folders(tmp_path):
+    for source, words in (('cifra10', ("did you mean 'cifar10'",)), (str(tmp_path/'missing'), ('missing',)), (str(tmp_path), ('no ',))):
+        with pytest.raises((DataError, MissingInputError)) as error:
+            load_images(source)
+        one_line(error, *words)
+    (tmp_path/'broken.png').write_bytes(b'this is no picture')
+    with pytest.raises(DataError) as error:
+        load_images(tmp_path)[0]
+    one_line(error, 'broken.png')
+
+
+def test_labels_that_are_not_there(tmp_path):
+    for i in range(10):
+        Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path/f'{i}.png')
+    train, test = load_splits(str(tmp_path), test=.2)
+    assert train.labels is None and test.labels is None and (len(train), len(test)) == (8, 2)
+    with pytest.raises(MissingLabelsError) as error:
+        cluster_scores(np.zeros(3, int), None)
+    one_line(error, 'internal_scores')
+    gen = np.random.default_rng(0)
+    probs = gen.dirichlet(np.ones(3), 20)
+    scores = score_run({f'{split}_{name}': value for split in ('train', 'test') for name, value in
+                        {'embeddings': gen.normal(size=(20, 4)), 'probs_0': probs}.items()} | {'classes': np.array([3]), 'head_loss': np.array([.1])})
+    assert 'silhouette' in scores and 'acc' not in scores
+
+
+def test_stage_before_its_inputs(scratch):
+    for stage, made_by in (('cluster', 'dvc repro embed'), ('report', 'dvc repro')):
+        with pytest.raises(SelfclassError) as error:
+            run_stage(stage, {'dataset': 'digits', 'method': 'selfclassifier'} if stage == 'cluster' else {})
+        first, last = str(error.value).split('\n')
+        assert made_by in first and f'out/notebooks/{stage}' in last
+        assert (scratch/last.split(': ')[1]).exists()
+
+
+def test_recipe_loses_no_edits(scratch):
+    (scratch/'params.yaml').unlink()
+    (scratch/'params.yaml').write_text('seeds: [42]')
+    with pytest.raises(ParamsError, match='not committed'):
+        use_recipe('cifar10')
+    assert (scratch/'params.yaml').read_text() == 'seeds: [42]'
+    shutil.copy(ROOT/'conf'/'digits.yaml', scratch/'params.yaml')
+    use_recipe('cifar10')
+    assert (scratch/'params.yaml').read_bytes() == (ROOT/'conf'/'cifar10.yaml').read_bytes()
+
+
+def test_failed_training_keeps_earlier_results(scratch):
+    "A run that fails leaves what an earlier one wrote."
+    earlier = scratch/'out'/'pretrain'/'selfclassifier'/'digits-0'
+    earlier.mkdir(parents=True)
+    (earlier/'config.json').write_text('{}')
+    params = read_yaml(ROOT/'params.yaml')
+    params['methods']['selfclassifier']['model']['classes'] = []
+    (scratch/'bad.yaml').write_text(json.dumps(params))
+    ran = python('-m', 'selfclass.run', 'pretrain', '--dataset', 'digits', '--method', 'selfclassifier', '--seed', '0', '--params', 'bad.yaml', cwd=scratch)
+    lines = ran.stderr.strip().splitlines()
+    assert ran.returncode == 1 and 'classes' in lines[-2] and 'out/notebooks/pretrain' in lines[-1], ran.stderr
+    assert (earlier/'config.json').read_text() == '{}'
+
+
+def test_values_need_their_section():
+    with pytest.raises(ParamsError, match="'pretrain' has no value"):
+        stage_values(['pretrain'], {}, {})
