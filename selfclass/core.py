@@ -6,8 +6,8 @@
 __all__ = ['root', 'read_yaml', 'nearest', 'check_arguments', 'save_json', 'load_json', 'file_hash', 'array_hash', 'save_arrays',
            'load_arrays', 'seed_everything', 'progress']
 
-# %% ../nbs/00_core.ipynb #002-db26e4b4
-import difflib, hashlib, inspect, json, os, random, re, sys, types, typing
+# %% ../nbs/00_core.ipynb #002-0a485f85
+import difflib, hashlib, inspect, json, os, random, re, sys, types, typing, zipfile
 from collections.abc import Iterable, Mapping
 from configparser import ConfigParser
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from .errors import MissingInputError, ParamsError
+from .errors import DataError, MissingInputError, ParamsError
 
 # %% ../nbs/00_core.ipynb #005-6b469db5
 def _is_root(folder):
@@ -239,7 +239,7 @@ def array_hash(*arrays) -> str:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #034-117c647b
+# %% ../nbs/00_core.ipynb #034-6421fc2f
 def save_arrays(path, **arrays) -> Path:
     """Write arrays as a compressed .npz, byte-stable and all or nothing.
 
@@ -275,14 +275,18 @@ def load_arrays(path) -> dict:
     Raises
     ------
     MissingInputError       the file is not there; the message names the stage that writes it
+    DataError               it is not such a file, or not a whole one
     """
     path = Path(path)
     if not path.is_file():
         stage = next((part for part in path.parts[path.parts.index('out') + 1:]), None) if 'out' in path.parts else None
         todo = f'run the stage that makes it first: dvc repro {stage}' if stage else 'check the path'
         raise MissingInputError(f'{path} is not there; {todo}')
-    with np.load(path, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return dict(found)
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise DataError(f'{path} is not a whole .npz file ({error}); delete it and make it again') from None
 
 # %% ../nbs/00_core.ipynb #037-146afbed
 def seed_everything(seed: int):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['decode', 'fit_square', 'PackedBytes', 'ParquetRows', 'ImageSet', 'from_arrays', 'write_digits', 'data_root',
-           'load_images', 'to_pixels', 'readable', 'data_hash', 'show_grid']
+           'load_images', 'to_pixels', 'load_splits', 'readable', 'data_hash', 'show_grid']
 
 # %% ../nbs/10_data.ipynb #002-55df5f08
 import hashlib, io, json, operator, os, re, time
@@ -323,13 +323,14 @@ def _count_classes(images):
     known = images.labels is not None and len(images.labels)
     return len(images.class_names) if images.class_names else int(images.labels.max()) + 1 if known else None
 
-# %% ../nbs/10_data.ipynb #062-132d9691
+# %% ../nbs/10_data.ipynb #062-97883c1c
 def _describe(images):
     "One line for people."
     size = f'{images.size[0]} x {images.size[1]}' if images.size else 'sizes may differ'
-    weight = images.pixels.nbytes/1e6 if images.in_memory else 0
-    where = (f'in memory, {weight:,.1f} MB' if weight > .1 else f'in memory, {weight*1e3:,.1f} kB' if images.in_memory else
-             'decoded on demand from ' + ('files' if images.blobs is None else type(images.blobs).__name__))
+    where = 'decoded on demand from ' + ('files' if images.blobs is None else type(images.blobs).__name__)
+    if images.in_memory:
+        kilobytes = images.pixels.nbytes/1e3
+        where = 'in memory, ' + (f'{kilobytes:,.1f} kB' if kilobytes < 100 else f'{kilobytes/1e3:,.1f} MB')
     names = ', '.join((images.class_names or ())[:4]) + (', …' if len(images.class_names or ()) > 4 else '')
     classes = 'no labels' if images.labels is None else f'{images.n_classes} classes' + (f': {names}' if names else '')
     return f'ImageSet {images.name}: {len(images):,} images, {size} ({where}), {classes}'
@@ -550,7 +551,27 @@ def write_digits(folder: str | Path) -> Path:
              test_labels=labels[test], class_names=np.array([str(i) for i in range(10)]))
     return path
 
-# %% ../nbs/10_data.ipynb #111-3cd620bd
+# %% ../nbs/10_data.ipynb #111-c210273c
+def _draw_shapes(n, seed, side=16):
+    "n pictures of discs, squares, triangles and crosses, in turn: uint8 (n, side, side), and their kinds."
+    rng = np.random.default_rng(seed)
+    kinds, y, x = np.arange(n) % 4, *np.mgrid[:side, :side][:, None]
+    radius = rng.uniform(.25, .4, (n, 1, 1))*side
+    cy, cx = rng.uniform(.4*side, .6*side, (2, n, 1, 1))
+    dy, dx = (y - cy)/radius, (x - cx)/radius
+    inside = np.select([kinds[:, None, None] == kind for kind in range(4)], [
+        dx**2 + dy**2 < 1, np.maximum(abs(dx), abs(dy)) < .85, (abs(dx) < (dy + 1)/2) & (abs(dy) < 1),
+        (np.minimum(abs(dx), abs(dy)) < .3) & (np.maximum(abs(dx), abs(dy)) < 1)])
+    grey = inside*rng.uniform(120, 255, (n, 1, 1)) + rng.uniform(0, 20, (n, side, side))
+    return grey.clip(0, 255).astype(np.uint8), kinds
+
+
+def _open_shapes(split):
+    "The made-up set: 400 pictures to train on, 100 to test on."
+    _pick(split, ['train', 'test'], 'shapes')
+    return from_arrays(*_draw_shapes(*{'train': (400, 0), 'test': (100, 1)}[split]), ('disc', 'square', 'triangle', 'cross'), f'shapes/{split}')
+
+# %% ../nbs/10_data.ipynb #115-011a81dc
 _HALVES = {'train': {'train': True}, 'test': {'train': False}}
 _TORCHVISION = {   # name: class of torchvision.datasets, arguments of each split
     'cifar10': ('CIFAR10', _HALVES), 'cifar100': ('CIFAR100', _HALVES), 'cifar100-20': ('CIFAR100', _HALVES),
@@ -558,9 +579,9 @@ _TORCHVISION = {   # name: class of torchvision.datasets, arguments of each spli
     'stl10': ('STL10', {split: {'split': split} for split in ('train', 'test', 'unlabeled')}),
     'svhn': ('SVHN', {split: {'split': split} for split in ('train', 'test', 'extra')}),
     'oxford-pets': ('OxfordIIITPet', {'train': {'split': 'trainval'}, 'test': {'split': 'test'}})}
-_NAMES = ('digits', *_TORCHVISION, 'imagenet')
+_NAMES = ('digits', *_TORCHVISION, 'imagenet', 'shapes')
 
-# %% ../nbs/10_data.ipynb #114-7096b0b2
+# %% ../nbs/10_data.ipynb #118-7096b0b2
 _SUPERCLASS = ('eboiaghhsddojshldjhlglfkhgnpdpalbkmoqjlfftiipnorsk'
                'qerecaresrkdcmmqmbjtckabqmjnpnqtcegtffitsbcpgarion')
 _SUPERCLASSES = tuple('''aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
@@ -568,13 +589,13 @@ _SUPERCLASSES = tuple('''aquatic_mammals fish flowers food_containers fruit_and_
     large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees
     vehicles_1 vehicles_2'''.split())
 
-# %% ../nbs/10_data.ipynb #115-5633e789
+# %% ../nbs/10_data.ipynb #119-5633e789
 def _coarse(images):
     "CIFAR-100 under its 20 superclasses."
     letters = np.frombuffer(_SUPERCLASS.encode(), np.uint8).astype(np.int64) - ord('a')
     return replace(images, labels=letters[images.labels], class_names=_SUPERCLASSES)
 
-# %% ../nbs/10_data.ipynb #119-55441291
+# %% ../nbs/10_data.ipynb #123-55441291
 def _from_torchvision(name, split, root, download):
     "One split of a set that torchvision reads from (or downloads to) the folder `root`."
     import torchvision
@@ -593,25 +614,26 @@ def _from_torchvision(name, split, root, download):
     labels = dataset.targets if hasattr(dataset, 'targets') else dataset.labels
     return from_arrays(dataset.data, labels, names, f'{name}/{split}')
 
-# %% ../nbs/10_data.ipynb #125-911957e8
+# %% ../nbs/10_data.ipynb #129-911957e8
 def data_root(root: str | Path | None = None) -> Path:
     "Folder of downloaded sets: `root`, else the environment variable SELFCLASS_DATA, else ~/.cache/selfclass."
     return Path(root or os.environ.get('SELFCLASS_DATA') or '~/.cache/selfclass').expanduser()
 
-# %% ../nbs/10_data.ipynb #127-08453d14
+# %% ../nbs/10_data.ipynb #131-87d6a335
 def _open_digits(split, root):
-    "The bundled digits: of the repository's data/, or of `root`."
-    file = (repository()/'data' if root is None else Path(root))/'digits'/'digits.npz'
+    "The bundled digits: of `root` if they are there, else of the repository's data/."
+    given = [Path(root)] if root is not None and (Path(root)/'digits').is_dir() else []
+    file = [*given, repository()/'data'][0]/'digits'/'digits.npz'
     if not file.is_file():
         raise MissingInputError(f'{file} does not exist; run `dvc pull` or `make repro` in the repository')
     return _open_npz(file, split, 'digits')
 
-# %% ../nbs/10_data.ipynb #129-4b7db8ad
+# %% ../nbs/10_data.ipynb #133-fda71aca
 def _open_named(name, split, root, download):
     "One split of a set with a name, not yet decoded."
     folder = data_root(root)/name
-    if name == 'digits':
-        return _open_digits(split, root)
+    if name in ('digits', 'shapes'):
+        return _open_digits(split, root) if name == 'digits' else _open_shapes(split)
     parquet = _parquet_files(data_root(root)/name.removesuffix('-20'))
     if parquet:
         images = _open_parquet(parquet, split, name)
@@ -624,7 +646,7 @@ def _open_named(name, split, root, download):
                                 'one sub-folder per class, or its Parquet files')
     return _coarse(images) if name == 'cifar100-20' else images
 
-# %% ../nbs/10_data.ipynb #133-4b07f525
+# %% ../nbs/10_data.ipynb #137-4b07f525
 def _watched(items, total, desc):
     "Pass `items` on; a progress bar appears once three seconds have gone by."
     start, bar = time.monotonic(), None
@@ -638,7 +660,7 @@ def _watched(items, total, desc):
     if bar is not None:
         bar.close()
 
-# %% ../nbs/10_data.ipynb #135-c33b7542
+# %% ../nbs/10_data.ipynb #139-c33b7542
 def _decode_all(images, budget):
     "All pictures as one tensor, or None when they differ in size or need more than `budget` bytes."
     first, n, chunk = images[0], len(images), 256
@@ -660,14 +682,14 @@ def _decode_all(images, budget):
                 return None
     return torch.from_numpy(pixels)
 
-# %% ../nbs/10_data.ipynb #139-896af6bf
+# %% ../nbs/10_data.ipynb #143-896af6bf
 def _chain(parts):
     "Tensors, tuples or Parquet rows one behind the other; None if there are none."
     if isinstance(parts[0], ParquetRows):
         return ParquetRows(sum((part.files for part in parts), ()), parts[0].column)
     return None if parts[0] is None else sum(parts, ()) if isinstance(parts[0], tuple) else torch.cat(parts)
 
-# %% ../nbs/10_data.ipynb #140-56125484
+# %% ../nbs/10_data.ipynb #144-56125484
 def _join(parts):
     "Several undecoded sets as one; labels only if every part has them."
     if len(parts) == 1:
@@ -684,7 +706,7 @@ def _join(parts):
                     labels=np.concatenate([part.labels for part in parts]) if labelled else None,
                     class_names=next(iter(names), None))
 
-# %% ../nbs/10_data.ipynb #144-4fb569e1
+# %% ../nbs/10_data.ipynb #148-4fb569e1
 def _hold(images, size, budget):
     "The set in memory if it fits, else as it will be decoded on demand."
     if images.in_memory:
@@ -697,7 +719,7 @@ def _hold(images, size, budget):
         return replace(images, blobs=PackedBytes.pack(images.blobs))
     return images
 
-# %% ../nbs/10_data.ipynb #148-7e996622
+# %% ../nbs/10_data.ipynb #152-7e996622
 def _open_path(path, split):
     "One split of whatever lies at a path, not yet decoded."
     if not path.exists():
@@ -712,7 +734,7 @@ def _open_path(path, split):
     raise DataError(f'{path} is neither a folder nor a .parquet, .npz or .npy file; '
                     'give the folder that the pictures lie in')
 
-# %% ../nbs/10_data.ipynb #150-82649689
+# %% ../nbs/10_data.ipynb #154-82649689
 def _open(source, split, root, download):
     "One split of any source, not yet decoded."
     if isinstance(source, str) and source in _NAMES:
@@ -728,7 +750,7 @@ def _open(source, split, root, download):
         return ImageSet('files', files=tuple(map(Path, source)))
     return from_arrays(*source) if isinstance(source, tuple) and len(source) in (2, 3) else from_arrays(source)
 
-# %% ../nbs/10_data.ipynb #152-445fe126
+# %% ../nbs/10_data.ipynb #156-445fe126
 def load_images(source, split: str = 'train', root: str | Path | None = None, size: int | None = None,
                 download: bool = False, memory_budget: int = 2**31) -> ImageSet:
     """Pictures, and labels if there are any, of a name, a folder, a file or an array.
@@ -759,7 +781,7 @@ def load_images(source, split: str = 'train', root: str | Path | None = None, si
     parts = [_open(source, part, root, download) for part in split.split('+')]
     return _hold(_join(parts), size, memory_budget)
 
-# %% ../nbs/10_data.ipynb #157-90dac33a
+# %% ../nbs/10_data.ipynb #161-90dac33a
 def to_pixels(images, size: int | None = None) -> torch.Tensor:
     """All pictures as one tensor, whatever they come as.
 
@@ -781,7 +803,47 @@ def to_pixels(images, size: int | None = None) -> torch.Tensor:
         raise DataError(f'the pictures of {images.name} differ in size; give size=… to fit them to one')
     return images.pixels
 
-# %% ../nbs/10_data.ipynb #164-f40e5cac
+# %% ../nbs/10_data.ipynb #165-702f0ddb
+def load_splits(source, train: str = 'train', test: str | float = 'test', root: str | None = None, size: int | None = None,
+                download: bool = False, memory_budget: int = 2**31) -> tuple[ImageSet, ImageSet]:
+    """The pictures to train on and the pictures to score on.
+
+    Parameters
+    ----------
+    source, root, size, download, memory_budget : as for `load_images`
+    train : str            split(s) to train on: "train", or "train+test" for the protocol of SCAN
+    test : str or float    split(s) to score on, or the share of `train` to hold out, above 0 and below 1
+
+    Returns
+    -------
+    (ImageSet, ImageSet)
+
+    Raises
+    ------
+    DataError              too few pictures to hold any out
+    ParamsError            a share that is none
+    """
+    rest = dict(root=root, size=size, download=download, memory_budget=memory_budget)
+    images = load_images(source, train, **rest)
+    if isinstance(test, str):
+        return images, load_images(source, test, **rest)
+    if not 0 < test < 1:
+        raise ParamsError(f'test should be a split such as "test" or a share such as 0.2, found {test}; mend it')
+    held = _held_out(images, test)
+    kept = np.setdiff1d(np.arange(len(images)), held)
+    if not len(held) or not len(kept):
+        raise DataError(f'{images.name} has {len(images)} pictures, too few to hold out a share of {test}; add pictures')
+    return images.subset(kept), images.subset(held)
+
+
+def _held_out(images, share):
+    "Positions of a fixed share of the pictures, in their order; of each class alike where there are labels."
+    classes = np.zeros(len(images), int) if images.labels is None else images.labels
+    rng = np.random.default_rng(0)
+    parts = [np.flatnonzero(classes == c) for c in np.unique(classes)]
+    return np.sort(np.concatenate([rng.permutation(part)[:round(share*len(part))] for part in parts]))
+
+# %% ../nbs/10_data.ipynb #172-f40e5cac
 def readable(images: ImageSet) -> np.ndarray:
     """Rows of the pictures that can be decoded; `images.subset(readable(images))` leaves the broken ones out.
 
@@ -803,7 +865,7 @@ def readable(images: ImageSet) -> np.ndarray:
     kept = [good(i, _encoded(images, i)) for i in _watched(range(len(images)), len(images), f'checking {images.name}')]
     return np.flatnonzero(kept)
 
-# %% ../nbs/10_data.ipynb #168-674fbbb5
+# %% ../nbs/10_data.ipynb #176-674fbbb5
 def data_hash(images: ImageSet) -> str:
     """16 hexadecimal digits (SHA-256) that change when a picture, its place in the order, or a label changes.
 
@@ -825,17 +887,17 @@ def data_hash(images: ImageSet) -> str:
         digest.update(f'{name}/{len(content)}/'.encode() + content)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/10_data.ipynb #172-9565eaa3
+# %% ../nbs/10_data.ipynb #180-9565eaa3
 def _short(word, n):
     "At most `n` letters of a word."
     return word if len(word) <= n else word[:n - 1] + '…'
 
-# %% ../nbs/10_data.ipynb #173-dc6a82c4
+# %% ../nbs/10_data.ipynb #181-dc6a82c4
 def _corners(n, columns, size, above):
     "Top left corner (y, x) of each of `n` pictures on a sheet, with room for text above."
     return [(i//columns*(size + above + 2) + above, i % columns*(size + 2)) for i in range(n)]
 
-# %% ../nbs/10_data.ipynb #174-b3ecaee8
+# %% ../nbs/10_data.ipynb #182-b3ecaee8
 def _sheet(pictures, corners, size):
     "A white sheet (height, width, 3) with each picture in its place."
     y, x = np.max(corners, axis=0) + size if corners else (size, size)
@@ -844,7 +906,7 @@ def _sheet(pictures, corners, size):
         sheet[y:y + size, x:x + size] = fit_square(picture[None], size)[0].permute(1, 2, 0).numpy()
     return sheet
 
-# %% ../nbs/10_data.ipynb #176-b11e982b
+# %% ../nbs/10_data.ipynb #184-b11e982b
 def show_grid(images, labels=None, columns: int = 10, size: int = 48):
     """Pictures on one sheet.
 

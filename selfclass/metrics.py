@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Contingency', 'contingency', 'match_clusters', 'majority_classes', 'accuracy', 'usage_scores', 'cluster_scores',
-           'class_accuracy', 'cluster_accuracy', 'confusion', 'internal_scores', 'best_head', 'mean_sd', 'rounded']
+           'class_accuracy', 'cluster_accuracy', 'confusion', 'internal_scores', 'best_head', 'mean_sd', 'rounded',
+           'score_run']
 
 # %% ../nbs/60_metrics.ipynb #002-bacd9918
 from typing import NamedTuple
@@ -447,3 +448,46 @@ def rounded(scores):
     if not isinstance(value, float):
         return value
     return round(value, 6) + 0. if np.isfinite(value) else None
+
+# %% ../nbs/60_metrics.ipynb #099-65a9d033
+def _chosen_head(arrays, n_classes):
+    "The head that speaks for the run: of the data's size if there is one, else of the first head's size."
+    classes = np.asarray(arrays['classes'])
+    return best_head(classes, arrays['head_loss'], n_classes if n_classes in classes else classes[0])
+
+
+def _split_scores(arrays, split, head):
+    "Cluster scores of one head on one split."
+    probs = arrays[f'{split}_probs_{head}']
+    return cluster_scores(probs.argmax(1), arrays[f'{split}_labels'], probs.shape[1])
+
+
+def score_run(arrays: dict) -> dict:
+    """Every clustering score of one run.
+
+    Parameters
+    ----------
+    arrays : dict       classes (H,), head_loss (H,); for split in train, test: `<split>_embeddings` (N,D),
+                        `<split>_probs_<h>` (N,C_h), and, with labels, `<split>_labels` (N,); `class_names` optional
+
+    Returns
+    -------
+    dict                best_head; with labels the `cluster_scores` of that head on the held-out images, the same with the
+                        suffix _train on the training images, `acc_class/<name>`, `acc_many_to_one_<size>` for each other
+                        size (no acc where no head has as many clusters as the data has classes); always the
+                        `internal_scores` of the held-out images
+    """
+    labels = arrays.get('test_labels')
+    n_classes = len(np.unique(np.concatenate([labels, arrays['train_labels']]))) if labels is not None else None
+    head = _chosen_head(arrays, n_classes)
+    scores = {'best_head': head} | internal_scores(arrays['test_embeddings'], arrays[f'test_probs_{head}'])
+    if labels is None:
+        return scores
+    for split, suffix in (('test', ''), ('train', '_train')):
+        scores |= {name + suffix: value for name, value in _split_scores(arrays, split, head).items()}
+    for size in sorted(set(np.asarray(arrays['classes']).tolist()) - {n_classes}):
+        other = best_head(arrays['classes'], arrays['head_loss'], size)
+        scores[f'acc_many_to_one_{size}'] = _split_scores(arrays, 'test', other)['acc_many_to_one']
+    if arrays['classes'][head] != n_classes:
+        return {name: value for name, value in scores.items() if name not in ('acc', 'acc_train')}
+    return scores | class_accuracy(arrays[f'test_probs_{head}'].argmax(1), labels, arrays.get('class_names'))

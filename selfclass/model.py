@@ -61,18 +61,17 @@ def _resnet(name, stem):
         _put_cifar_stem(net)
     return net, n_features
 
-# %% ../nbs/20_model.ipynb #019-daf953fd
-def _block(n_in, n_out):
-    "3x3 convolution, batch norm, ReLU; the size of the image stays."
-    return nn.Sequential(OrderedDict(conv=nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), bn=nn.BatchNorm2d(n_out),
+# %% ../nbs/20_model.ipynb #019-a6264919
+def _block(n_in, n_out, pool=nn.Identity()):
+    "3x3 convolution, pooling, batch norm, ReLU."
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), pool=pool, bn=nn.BatchNorm2d(n_out),
                                      relu=nn.ReLU(inplace=True)))
 
 
 def _convnet(c):
     "Five blocks of c, 2c, 2c, 4c and 4c channels, and their number of features."
     return nn.Sequential(OrderedDict(
-        block1=_block(3, c), pool1=nn.MaxPool2d(2),
-        block2=_block(c, 2*c), block3=_block(2*c, 2*c), pool2=nn.MaxPool2d(2),
+        block1=_block(3, c, nn.MaxPool2d(2)), block2=_block(c, 2*c), block3=_block(2*c, 2*c, nn.MaxPool2d(2)),
         block4=_block(2*c, 4*c), block5=_block(4*c, 4*c), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())), 4*c
 
 # %% ../nbs/20_model.ipynb #024-3e26075a

@@ -6,9 +6,10 @@
 __all__ = ['HEADLINE', 'INTERNAL', 'UNLABELLED', 'summarise', 'results_table', 'to_markdown', 'to_text', 'to_csv', 'plot_style',
            'alt_text', 'save_figure', 'accuracy_over_epochs', 'learning_curves', 'seed_strip', 'rank_clusters',
            'cluster_grid', 'cluster_titles', 'wrong_images', 'confusion_figure', 'confusion_csv', 'cluster_sizes',
-           'views_preview', 'report_page', 'save_page', 'save_table']
+           'views_preview', 'report_page', 'save_page', 'save_table', 'load_run', 'run_figures', 'save_figures',
+           'run_confusion']
 
-# %% ../nbs/64_report.ipynb #002-0547e92d
+# %% ../nbs/64_report.ipynb #002-2d426d49
 import base64, csv, html, io, math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from .core import load_arrays, load_json
 from .errors import DataError, MissingInputError, MissingLabelsError, ParamsError
-from .metrics import accuracy, cluster_accuracy, match_clusters, mean_sd
+from .metrics import accuracy, cluster_accuracy, confusion, match_clusters, mean_sd
 
 # %% ../nbs/64_report.ipynb #007-5d5db5b0
 def summarise(scores: Mapping, prefix: str) -> dict:
@@ -516,7 +518,7 @@ def _mosaic(images, columns, rows, gap):
         canvas[top:top + side, left:left + side] = image
     return canvas
 
-# %% ../nbs/64_report.ipynb #101-bdccd33f
+# %% ../nbs/64_report.ipynb #101-6cc2c2f2
 def cluster_grid(pixels: np.ndarray, clusters: np.ndarray, which: Sequence, titles: Sequence | None = None,
                  wrong: np.ndarray | None = None, per_cluster: int = 9, seed: int = 0) -> Figure:
     """Random images of some clusters, a square block per cluster.
@@ -541,7 +543,7 @@ def cluster_grid(pixels: np.ndarray, clusters: np.ndarray, which: Sequence, titl
     wrong = np.zeros(len(pixels), bool) if wrong is None else np.asarray(wrong)
     titles = [f"cluster {c}\n{(clusters == c).sum()} images" for c in which] if titles is None else list(titles)
     if not (len(pixels) == len(clusters) == len(wrong) and len(titles) == len(which) > 0 < per_cluster):
-        raise DataError(f"each image needs a cluster and a flag, found {len(pixels)}, {len(clusters)}, {len(wrong)} of them; "
+        raise DataError(f"each image needs a cluster and a flag, found {len(pixels)}, {len(clusters)}, {len(wrong)}; "
                         f"each block a title, found {len(which)} blocks of {per_cluster} and {len(titles)} titles")
     picks = [_pick(clusters, cluster, per_cluster, seed) for cluster in which]
     with plot_style():
@@ -930,3 +932,134 @@ def save_table(rows: Sequence, stem) -> tuple:
     stem = Path(stem)
     texts = {'.csv': to_csv(rows), '.md': to_markdown(rows)}
     return tuple(save_page(text, stem.with_name(stem.name + end)) for end, text in texts.items())
+
+# %% ../nbs/64_report.ipynb #173-6c045933
+def _read_log(path):
+    "Columns epoch and loss of a log.csv, as lists of numbers."
+    if not path.is_file():
+        raise MissingInputError(f'{path} is not there; run the stage that makes it first: dvc repro pretrain')
+    with path.open(newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in ('epoch', 'loss')}
+
+
+def _read_scores(path, stage):
+    "Scores of each seed, as a stage wrote them."
+    if not path.is_file():
+        raise MissingInputError(f'{path} is not there; run the stage that makes it first: dvc repro {stage}')
+    return load_json(path)
+
+
+def _curves(predictions, labels, head):
+    "Accuracy against epochs on the splits that have labels."
+    splits = [split for split in ('train', 'test') if labels.get(split) is not None and split in predictions]
+    return {'epoch': predictions['epoch']} | {split: accuracy_over_epochs(predictions[split], labels[split], head) for split in splits}
+
+# %% ../nbs/64_report.ipynb #174-84b0da2c
+def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
+    """Everything that the report shows of one method on one data set.
+
+    Parameters
+    ----------
+    out : path            the folder out/ of a pipeline
+    method, dataset : str
+    seeds : ints          the runs to read; others in the same folders are left alone
+
+    Returns
+    -------
+    dict                  scores {seed: {metric: number}}, log and curves as for `learning_curves`, classes (H,), shown (the seed of
+                          the single-run figures), head, arrays (of that seed), pixels (first held-out images), views, facts
+
+    Raises
+    ------
+    MissingInputError     a stage has not run; the message names it
+    """
+    out = Path(out)
+    measured = [_read_scores(out/stage/method/f'{dataset}.json', stage) for stage in ('cluster', 'linear')]
+    run = {'scores': {}, 'log': {}, 'curves': {}}
+    for seed in seeds:
+        scores = run['scores'][seed] = {name: value for part in measured for name, value in part.get(str(seed), {}).items()}
+        arrays, folder = load_arrays(out/'embed'/method/dataset/f'{seed}.npz'), out/'pretrain'/method/f'{dataset}-{seed}'
+        labels = {split: arrays.get(f'{split}_labels') for split in ('train', 'test')}
+        run['log'][seed] = _read_log(folder/'log.csv')
+        if 'acc' in scores:
+            run['curves'][seed] = _curves(load_arrays(folder/'predictions.npz'), labels, scores['best_head'])
+    shown = sorted(seeds, key=lambda seed: run['scores'][seed].get('acc', 0))[len(seeds) // 2]
+    folder, config = out/'pretrain'/method/f'{dataset}-{shown}', load_json(out/'pretrain'/method/f'{dataset}-{shown}'/'config.json')
+    arrays = load_arrays(out/'embed'/method/dataset/f'{shown}.npz')
+    return run | {'shown': shown, 'head': run['scores'][shown]['best_head'], 'arrays': arrays, 'classes': arrays['classes'].tolist(),
+                  'pixels': load_arrays(out/'embed'/method/dataset/'thumbnails.npz')['pixels'], 'views': load_arrays(folder/'views.npz'),
+                  'facts': {'protocol': 'trained without labels; scored on held-out images', 'seeds': list(seeds), 'seed of the single-run figures': shown,
+                            'images': config['data'], 'code': f"selfclass {config['selfclass']}", 'recipe': config['recipe']}}
+
+# %% ../nbs/64_report.ipynb #175-486139ce
+def run_figures(run: Mapping, per_cluster: int = 9, clusters: int = 5) -> list:
+    """The figures of a run that `load_run` gathered.
+
+    Parameters
+    ----------
+    run : dict
+    per_cluster : int        images in each block of the grids
+    clusters : int           blocks in each grid
+
+    Returns
+    -------
+    list of (name, Figure, caption)
+    """
+    arrays, seed, views = run['arrays'], run['shown'], run['views']
+    probs = arrays[f"test_probs_{run['head']}"]
+    ids, labels, names = probs.argmax(1), arrays.get('test_labels'), arrays.get('class_names')
+    view_list = [views[f'view_{v}'] for v in range(sum(name.startswith('view_') for name in views))]
+    figures = [('curves', learning_curves(run['log'], run['curves'], run['classes']), 'Accuracy and loss against epochs (the form of Figure 4 of the paper).'),
+               ('views', views_preview(views['images'], view_list, int(views['n_global'])), 'What the network sees: images and the views that it is asked to call the same.'),
+               ('sizes', cluster_sizes(np.bincount(ids, minlength=probs.shape[1]), probs.shape[1]), f'Held-out images in each cluster, seed {seed}; the line is the uniform prior.')]
+    n = min(len(run['pixels']), len(ids))
+    if labels is None:
+        largest = np.argsort(-np.bincount(ids, minlength=probs.shape[1]), kind='stable')[:2 * clusters]
+        return [*figures, ('clusters', cluster_grid(run['pixels'][:n], ids[:n], largest, per_cluster=per_cluster), 'Random images of the largest clusters.')]
+    figures.insert(1, ('seeds', seed_strip(run['scores']), 'Each seed, and their mean.'))
+    return figures + _labelled_figures(run['pixels'][:n], ids, labels, names, seed, per_cluster, clusters)
+
+
+def _class_names(labels, names):
+    "Names of the classes present, in the order of their ids."
+    present = np.unique(labels[labels >= 0])
+    return [str(c) if names is None else str(names[c]) for c in present]
+
+
+def _labelled_figures(pixels, ids, labels, names, seed, per_cluster, clusters):
+    "Grids of the most and least accurate clusters, and the confusion matrix."
+    n, ranked = len(pixels), rank_clusters(ids, labels, names)
+    wrong = wrong_images(ids, labels, ranked)
+    grid = lambda rows: cluster_grid(pixels, ids[:n], [row['cluster'] for row in rows], cluster_titles(rows), wrong[:n], per_cluster)
+    return [('best', grid(ranked[:clusters]), f'Random held-out images of the most accurate clusters, seed {seed} (the form of Figure 2); framed: another class.'),
+            ('worst', grid(ranked[-clusters:]), f'Random held-out images of the least accurate clusters, seed {seed} (the form of Figure 3); framed: another class.'),
+            ('confusion', confusion_figure(confusion(ids, labels), _class_names(labels, names)), f'Who is taken for whom among the held-out images, seed {seed}.')]
+
+# %% ../nbs/64_report.ipynb #176-1a218fb4
+def save_figures(figures: Sequence, stem) -> list:
+    """Write the figures of a run.
+
+    Parameters
+    ----------
+    figures : sequence of (name, Figure, caption)
+    stem : path                                      each file is `stem`-name.svg and .png
+
+    Returns
+    -------
+    list of (svg path, caption, alt text)            as `report_page` takes them
+    """
+    stem, saved = Path(stem), []
+    for name, figure, caption in figures:
+        alt = alt_text(figure)
+        saved.append((save_figure(figure, stem.with_name(f'{stem.name}-{name}'))[0], caption, alt))
+    return saved
+
+
+def run_confusion(run: Mapping) -> str:
+    "The confusion matrix of a run for `dvc plots` (see `confusion_csv`); only a header without labels."
+    labels = run['arrays'].get('test_labels')
+    if labels is None:
+        return 'actual,predicted\n'
+    matrix = confusion(run['arrays'][f"test_probs_{run['head']}"].argmax(1), labels)
+    return confusion_csv(matrix, _class_names(labels, run['arrays'].get('class_names')))

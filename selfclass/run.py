@@ -214,11 +214,19 @@ def _processor():
     names = re.findall(r'model name\s*:\s*(.+)', info.read_text()) if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
-# %% ../nbs/02_run.ipynb #028-31db16f6
+# %% ../nbs/02_run.ipynb #028-3af8cbbc
 class StageError(SelfclassError, RuntimeError):
     "A stage failed; the message holds the failing cell's error and the executed notebook's path."
 
 
+def _error_names():
+    "Names of the errors whose message needs no further words."
+    kinds = [SelfclassError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    return {kind.__name__ for kind in kinds}
+
+# %% ../nbs/02_run.ipynb #030-443fd49e
 def run_stage(stage: str, keys: dict, params_file=None) -> Path:
     """Execute the notebook of a stage with typed parameters.
 
@@ -270,15 +278,7 @@ def _execute(source, values, label):
             error = failed.evalue if known else f'{failed.ename}: {failed.evalue} (cell {failed.cell_index})'
         return load_json(target), error
 
-
-def _error_names():
-    "Names of the errors whose message needs no further words."
-    kinds = [SelfclassError]
-    for kind in kinds:
-        kinds.extend(kind.__subclasses__())
-    return {kind.__name__ for kind in kinds}
-
-# %% ../nbs/02_run.ipynb #030-1a8b26dc
+# %% ../nbs/02_run.ipynb #032-1a8b26dc
 def use_recipe(name: str) -> Path:
     """Put conf/<name>.yaml in the place of params.yaml.
 
@@ -303,7 +303,7 @@ def use_recipe(name: str) -> Path:
     shutil.copyfile(recipes[name], here)
     return here
 
-# %% ../nbs/02_run.ipynb #033-71b41c14
+# %% ../nbs/02_run.ipynb #035-71b41c14
 def _parser():
     "The command line."
     parser = argparse.ArgumentParser(prog='python -m selfclass.run', description='Run one stage of the pipeline with the numbers of params.yaml.',

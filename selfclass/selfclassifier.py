@@ -24,7 +24,7 @@ from .model import ClusterNet
 from .search import top_k
 from .train import Checkpoint, Record, Run, ViewLoader, fit
 
-# %% ../nbs/50_selfclassifier.ipynb #005-598db2e3
+# %% ../nbs/50_selfclassifier.ipynb #005-dfbb59df
 class NeighbourQueue(nn.Module):
     """Ring buffer of the last embeddings, for nearest-neighbour augmentation.
 
@@ -35,11 +35,9 @@ class NeighbourQueue(nn.Module):
 
     Raises
     ------
-    ParamsError     fewer than two places: the second-best match could not be looked up
+    ParamsError     fewer than two places
 
-    Notes
-    -----
-    All state is in persistent buffers, so a checkpoint holds the queue. Source: Self-Classifier, section 5.2.
+    Source: Self-Classifier, section 5.2. All state is in persistent buffers, so a checkpoint holds it.
     """
 
     def __init__(self, length: int, dim: int):
@@ -57,13 +55,7 @@ class NeighbourQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, z: torch.Tensor, index: torch.Tensor):
-        """Store the embeddings of a batch (of all processes) over the oldest ones.
-
-        Parameters
-        ----------
-        z : Tensor (B, D)       unit rows
-        index : Tensor (B,)     data-set index of each image
-        """
+        "Store unit rows (B, D) and data-set indices (B,) of a batch (of all processes) over the oldest ones."
         z, index = all_gather_rows(z.float()), all_gather_rows(index.to(z.device))
         places = (self.pushed + torch.arange(len(z), device=z.device)) % len(self.z)
         keep = slice(max(0, len(z) - len(self.z)), None)        # a batch longer than the queue: its last rows stay
@@ -73,17 +65,7 @@ class NeighbourQueue(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """The most similar stored embedding of another image.
-
-        Parameters
-        ----------
-        z : Tensor (B, D)       unit rows
-        index : Tensor (B,)     data-set index of each image
-
-        Returns
-        -------
-        Tensor (B, D)           `z` itself, without gradient, until the queue is full
-        """
+        "The most similar stored row of another image, (B, D), without gradient; `z` itself until the queue is full."
         if not self.full:
             return z.detach()
         best = top_k(z.detach().float(), self.z, 2)[1]
@@ -151,7 +133,7 @@ def head_losses(net: ClusterNet, loader: ViewLoader, repeats: int = 4, **loss) -
 
 FRESH = 1_000_000           # epoch numbers from here on belong to evaluation
 
-# %% ../nbs/50_selfclassifier.ipynb #016-22c6eaec
+# %% ../nbs/50_selfclassifier.ipynb #016-9be947f0
 def _build(images, seed, model, views, optimizer, queue, batch_size, device, workers):
     "Network, loader, optimiser and queue of a run, drawn from the seed."
     seed_everything(seed)
@@ -164,6 +146,13 @@ def _build(images, seed, model, views, optimizer, queue, batch_size, device, wor
     return net, loader, build_optimizer([p for p in net.parameters() if p.requires_grad], **optimizer), buffer
 
 
+def _speed(loader, epochs, seconds):
+    "Throughput of a run, for out/log."
+    images = epochs * len(loader) * loader.batch_size
+    return {'train_s': round(seconds, 2), 'images_per_s': round(images / seconds, 1), 'views_per_s': round(images * loader.views.n_views / seconds, 1),
+            'batch_size': loader.batch_size, 'processes': world_size(), 'threads': torch.get_num_threads()}
+
+# %% ../nbs/50_selfclassifier.ipynb #021-2e19d864
 def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer: dict, schedule: dict, epochs: int = 100, batch_size: int = 4096,
                        loss: dict = {}, queue: int = 0, seed: int = 0, device: str = 'auto', workers: int = 0, predict_every: int = 1,
                        checkpoint_every: int = 1, held_out: ImageSet | None = None, checkpoints=None) -> Run:
@@ -195,8 +184,6 @@ def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer:
     Raises
     ------
     ParamsError, DataError, TrainingError
-
-    Source: Self-Classifier, section 5.
     """
     net, loader, opt, buffer = _build(images, seed, model, views, optimizer, queue, batch_size, device, workers)
     loss = check_arguments(multi_head_loss, loss, 'methods.selfclassifier.loss') | {'n_global': loader.views.n_global}
@@ -216,10 +203,3 @@ def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer:
     run = Run(net.eval(), record, loader, head_losses(net, loader, **loss), _speed(loader, epochs - start, seconds))
     checkpoint.done()
     return run
-
-
-def _speed(loader, epochs, seconds):
-    "Throughput of a run, for out/log."
-    images = epochs * len(loader) * loader.batch_size
-    return {'train_s': round(seconds, 2), 'images_per_s': round(images / seconds, 1), 'views_per_s': round(images * loader.views.n_views / seconds, 1),
-            'batch_size': loader.batch_size, 'processes': world_size(), 'threads': torch.get_num_threads()}

@@ -21,7 +21,7 @@ def imported(tree):
             found.add(node.module.split('.')[1])
         elif isinstance(node, ast.ImportFrom) and node.level == 1:
             found |= {node.module} if node.module else {name.name for name in node.names}
-    return found
+    return {module for module in found if (ROOT/'selfclass'/f'{module}.py').exists()}
 
 
 def reached(modules):
