@@ -21,10 +21,10 @@ def test_recipe_builds_and_takes_a_step(file):
     seed_everything(0)
     crop = MultiCrop(**recipe['views'])
     net = ClusterNet(**check_arguments(ClusterNet, recipe['model'], 'model')).to(memory_format=torch.channels_last)
-    size = crop.strengths['global_size']
+    size = crop.options['global_size']
     images = torch.randint(0, 256, (4, 3, size + 7, size + 3), dtype=torch.uint8)
     views = crop(images, torch.Generator().manual_seed(0))
-    assert len(views) == crop.n_views and all(view.shape[-1] in (size, crop.strengths['local_size']) for view in views)
+    assert len(views) == crop.n_views and all(view.shape[-1] in (size, crop.options['local_size']) for view in views)
     optimizer = build_optimizer(net.parameters(), **recipe['optimizer'])
     queue = NeighbourQueue(8, net.dim) if recipe.get('queue') else None
     before = [p.clone() for p in net.parameters()]
@@ -57,7 +57,7 @@ def test_imagenet_recipe_holds_the_published_numbers(epochs):
     assert recipe['model'] == dict(backbone='resnet50', stem='imagenet', hidden=4096, batch_norm=True, dim=128, classes=[1000, 2000, 4000, 8000], fixed_classifier=False)
     assert recipe['loss'] == dict(row_temp=.1, col_temp=.05)
     views = MultiCrop(**recipe['views'])
-    assert (views.n_global, views.n_views, views.strengths['global_size'], views.strengths['local_size']) == (2, 8, 224, 96)
+    assert (views.n_global, views.n_views, views.options['global_size'], views.options['local_size']) == (2, 8, 224, 96)
     lr, start, final = (3.2, .2, .0032) if epochs == 800 else (4.8, .3, .0048)
     assert recipe['optimizer'] == dict(name='lars', lr=lr, momentum=.9, weight_decay=1e-6, trust_coefficient=.001)
     assert recipe['schedule'] == dict(warmup_epochs=10, start_lr=start, final_lr=final)
