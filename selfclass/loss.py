@@ -151,7 +151,7 @@ def pair_cross_entropy(targets: Tensor, log_preds: Tensor, n_global: int = 2, gr
     pairs = n_pairs(len(targets), n_global)
     return -_total(from_global.sum() + from_local.sum(), group) / (_n_pictures(targets, group) * pairs)
 
-# %% ../nbs/30_loss.ipynb #036-fa0cda75
+# %% ../nbs/30_loss.ipynb #036-5b83bb3a
 def _stacked(views, n_global, group):
     "Views as one float32 (or float64) tensor (V, B, C), after checking that they can be compared."
     shapes = sorted({tuple(view.shape) for view in views})
@@ -192,11 +192,15 @@ def uniform_prior_loss(views: Sequence[Tensor], row_temp: float = 0.1, col_temp:
 
     Source: Amrani et al. (2022), eqs. 2 to 5 and Algorithm 1.
     """
-    logits = _stacked(views, n_global, group)
+    return _summed_loss(_stacked(views, n_global, group), row_temp, col_temp, n_global, prior, group)
+
+
+def _summed_loss(logits, row_temp, col_temp, n_global, prior, group):
+    "Loss of stacked logits (V, B, C), or the sum of the losses of H heads of one size (V, H, B, C)."
     targets = log_targets(logits, col_temp, prior, group).exp()
     return pair_cross_entropy(targets, log_predictions(logits, row_temp, prior, group), n_global, group)
 
-# %% ../nbs/30_loss.ipynb #045-e9621ab3
+# %% ../nbs/30_loss.ipynb #045-397cf782
 def _prior_per_head(prior, sizes):
     "One prior or None for each head."
     if prior is None:
@@ -234,8 +238,12 @@ def multi_head_loss(heads: Sequence[Sequence[Tensor]], row_temp: float = 0.1, co
     if not len(heads):
         raise ParamsError('the loss needs 1 or more heads, found none; set classes to one number per head')
     priors = _prior_per_head(prior, [views[0].shape[-1] if len(views) else 0 for views in heads])
-    losses = [uniform_prior_loss(views, row_temp, col_temp, n_global, w, group) for views, w in zip(heads, priors)]
-    return torch.stack(losses).mean()
+    alike = {}
+    for views, w in zip(heads, priors):
+        logits = _stacked(views, n_global, group)
+        alike.setdefault((logits.shape, None if w is None else id(w)), []).append((logits, w))
+    return sum(_summed_loss(torch.stack([logits for logits, _ in same], 1), row_temp, col_temp, n_global, same[0][1], group)
+               for same in alike.values()) / len(heads)
 
 # %% ../nbs/30_loss.ipynb #049-0324e409
 def collapse_loss(classes: Sequence[int], prior=None) -> float:

@@ -163,7 +163,7 @@ def build_projector(n_features: int, hidden: int | tuple[int, ...] | None = 4096
     _check_counts('dim', [dim])
     return nn.Sequential(OrderedDict(_mlp_layers((n_features, *hidden, dim), batch_norm))).apply(_draw_linear), dim
 
-# %% ../nbs/20_model.ipynb #037-ba0db2cf
+# %% ../nbs/20_model.ipynb #037-a8d6bb88
 class WeightNormLinear(nn.Module):
     """Linear classifier without bias whose rows are a direction times a gain.
 
@@ -183,8 +183,13 @@ class WeightNormLinear(nn.Module):
         self.direction = nn.Parameter(torch.randn(classes, dim), requires_grad=not fixed)
         self.gain = nn.Parameter(torch.ones(classes), requires_grad=not fixed)
 
+    @property
+    def weight(self) -> Tensor:
+        "Rows (C,D): unit directions times gains."
+        return F.normalize(self.direction, dim=1) * self.gain[:, None]
+
     def forward(self, z: Tensor) -> Tensor:
-        return F.linear(z, F.normalize(self.direction, dim=1) * self.gain[:, None])
+        return F.linear(z, self.weight)
 
 # %% ../nbs/20_model.ipynb #043-dddb5ffc
 def by_resolution(views: Sequence[Tensor]) -> list[list[int]]:
@@ -246,7 +251,7 @@ def _check_classes(classes):
                           "one head of ten is [10]")
     _check_counts('classes', classes)
 
-# %% ../nbs/20_model.ipynb #053-a53d46a7
+# %% ../nbs/20_model.ipynb #053-3079e321
 class ClusterNet(Encoder):
     """Encoder with several weight-normalised classifiers; its initial weights come from torch's global generator.
 
@@ -281,8 +286,9 @@ class ClusterNet(Encoder):
 
     def classify(self, z: Sequence[Tensor]) -> list[list[Tensor]]:
         "Logits `heads[h][v]` (B,C_h) of the unit vectors (B,D) of V views."
-        rows, together = [len(view) for view in z], torch.cat(list(z))
-        return [list(head(together).split(rows)) for head in self.heads]
+        rows, weights = [len(view) for view in z], torch.cat([head.weight for head in self.heads])
+        logits = F.linear(torch.cat(list(z)), weights)              # one product for all heads and views
+        return [list(part.split(rows)) for part in logits.split(self.classes, dim=1)]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         "Logits (B,C_h) of each head, of one batch of images (B,3,h,w)."
