@@ -7,7 +7,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS="$(PYTHONWARNINGS)"
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro compare test test-long prep smoke recipe lab readme clean
+.PHONY: help install repro test test-long prep smoke recipe lab readme clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,7 +40,7 @@ lab: $(ENV)/.pipeline data/digits/digits.npz ## JupyterLab on the front door
 	$(RUN) jupyter lab nbs/index.ipynb
 
 recipe: $(ENV)/.pipeline ## make recipe NAME=cifar10: put conf/cifar10.yaml in the place of params.yaml
-	$(RUN) python -m selfclass.run --recipe $(or $(NAME),'')
+	$(RUN) python -m selfclass.run --recipe '$(NAME)'
 
 test: $(ENV)/.dev data/digits/digits.npz ## every test: library notebooks, then pytest
 	$(RUN) SELFCLASS_PROGRESS=off nbdev_test --n_workers 2 --path nbs --skip_folder_re '^(pipeline|explore)' --timing --do_print
@@ -49,8 +49,8 @@ test: $(ENV)/.dev data/digits/digits.npz ## every test: library notebooks, then 
 test-long: $(ENV)/.dev data/digits/digits.npz ## the tests that take minutes: reproducibility of the whole pipeline
 	$(RUN) SELFCLASS_PROGRESS=off python -m pytest -m long
 
-smoke: $(ENV)/.dev ## every stage on its default cell, synthetic images, seconds
-	for stage in pretrain embed linear cluster report; do $(RUN) nbdev_test --n_workers 1 --path nbs/pipeline/$$stage.ipynb || exit 1; done
+smoke: $(ENV)/.dev ## every stage on its default cell, synthetic images, in a temporary folder, seconds
+	$(RUN) SELFCLASS_PROGRESS=off python -m pytest tests/test_stages.py -k default_cell
 
 prep: $(ENV)/.dev ## before each commit: export, clean, test, strip the outputs of stages
 	$(RUN) nbdev_export
@@ -59,8 +59,10 @@ prep: $(ENV)/.dev ## before each commit: export, clean, test, strip the outputs 
 	$(RUN) nbdev_clean --fname nbs/pipeline
 	$(MAKE) test
 
-readme: $(ENV)/.dev ## README.md from nbs/index.ipynb
+readme: $(ENV)/.dev ## README.md from nbs/index.ipynb, its figures from the last report
+	test ! -d out/report/figures || cp out/report/figures/digits-best.png out/report/figures/digits-curves.png docs/images/
 	$(RUN) jupyter nbconvert --log-level=WARN --to markdown --output-dir . --output README nbs/index.ipynb
+	sed -i.bak 's#(\.\./#(#g' README.md && rm README.md.bak
 
 clean: ## remove what can be made again (not .venv, not DVC's cache)
 	rm -rf out .checkpoints dvc_plots build dist *.egg-info

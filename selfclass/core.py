@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['root', 'read_yaml', 'nearest', 'check_arguments', 'save_json', 'load_json', 'file_hash', 'array_hash', 'save_arrays',
-           'load_arrays', 'seed_everything', 'progress']
+           'require', 'load_arrays', 'seed_everything', 'progress']
 
 # %% ../nbs/00_core.ipynb #002-0a485f85
 import difflib, hashlib, inspect, json, os, random, re, sys, types, typing, zipfile
@@ -140,43 +140,53 @@ def _fitted(value, kind):
         return value if isinstance(value, Mapping) else _MISFIT
     return _MISFIT if (origin or kind) in (tuple, list) else value      # annotations that say more than YAML can are left to the function
 
-# %% ../nbs/00_core.ipynb #023-14e5063a
-def check_arguments(fn, kwargs: Mapping, section: str) -> dict:
+# %% ../nbs/00_core.ipynb #023-e2e64c44
+def check_arguments(fn, kwargs: Mapping, section: str, supplied: Iterable[str] | None = None) -> dict:
     """Compare a section of params.yaml with the function that it is for.
 
     Parameters
     ----------
-    fn : callable        function whose keyword arguments the section holds
-    kwargs : mapping     the section
-    section : str        its name in params.yaml, for the message
+    fn : callable                  function whose keyword arguments the section holds
+    kwargs : mapping               the section
+    section : str                  its name in params.yaml, for the message
+    supplied : names, optional     arguments that the caller gives itself; all others without a default must then be in the section
 
     Returns
     -------
-    dict                 the section, lists turned into tuples and ints into floats where the annotations say so
+    dict                           the section, lists turned into tuples and ints into floats where the annotations say so
 
     Raises
     ------
-    ParamsError          a key that `fn` does not take (the nearest valid one is named) or a value of the wrong type
+    ParamsError                    a key that `fn` does not take (the nearest valid one is named), one that is missing, or a value of the wrong type
     """
     if not isinstance(kwargs, Mapping):
         raise ParamsError(f"{section} should be a mapping of keys, found {kwargs!r}")
-    taken = inspect.signature(fn).parameters
+    taken, known, free = _keywords(fn, supplied)
     hints = typing.get_type_hints(fn.__init__ if inspect.isclass(fn) else fn)
-    free = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    checked = {}
-    for key, value in kwargs.items():
-        if key not in taken and not free:
-            raise ParamsError(f"{section}.{key} is not a parameter of {fn.__name__}; {nearest(key, [k for k in taken if taken[k].default is not inspect._empty] or taken)}")
-        kind = hints.get(key, typing.Any) if key in taken and taken[key].kind is not inspect.Parameter.VAR_KEYWORD else typing.Any
-        checked[key] = _fitted(value, kind)
-        if checked[key] is _MISFIT:
-            raise ParamsError(f"{section}.{key} should be {_kind_name(kind)}, found {value!r} ({type(value).__name__}); mend it in params.yaml")
-    return checked
+    wrong = next((key for key in kwargs if key not in taken and not free), None)
+    if wrong is not None:
+        raise ParamsError(f"{section}.{wrong} is not a parameter of {fn.__name__}; {nearest(wrong, known)}")
+    missing = [key for key, default in known.items() if supplied is not None and default is inspect.Parameter.empty and key not in kwargs]
+    if missing:
+        raise ParamsError(f"{section} lacks the key '{missing[0]}' of {fn.__name__}; add it (known: {', '.join(known)})")
+    return {key: _checked_value(value, hints.get(key, typing.Any), f'{section}.{key}') for key, value in kwargs.items()}
 
 
-def _kind_name(kind):
-    "An annotation in words."
-    return str(getattr(kind, '__name__', kind) if typing.get_origin(kind) is None else kind).replace('typing.', '').replace('NoneType', 'None')
+def _keywords(fn, supplied):
+    "Arguments of a function that a section may hold, those worth naming with their defaults, and whether it takes others as well."
+    found = inspect.signature(fn).parameters
+    taken = {key: p for key, p in found.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in (supplied or ())}
+    own = [key for key, p in taken.items() if supplied is not None or p.default is not p.empty or p.kind is p.KEYWORD_ONLY]
+    return taken, {key: taken[key].default for key in own or taken}, any(p.kind is p.VAR_KEYWORD for p in found.values())
+
+
+def _checked_value(value, kind, name):
+    "A value that fits its annotation, converted."
+    fitted = _fitted(value, kind)
+    if fitted is _MISFIT:
+        words = str(getattr(kind, '__name__', kind) if typing.get_origin(kind) is None else kind).replace('typing.', '').replace('NoneType', 'None')
+        raise ParamsError(f"{name} should be {words}, found {value!r} ({type(value).__name__}); mend it in params.yaml")
+    return fitted
 
 # %% ../nbs/00_core.ipynb #027-6db0d241
 def _plain(value):
@@ -239,7 +249,7 @@ def array_hash(*arrays) -> str:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #034-6421fc2f
+# %% ../nbs/00_core.ipynb #034-26e94fb7
 def save_arrays(path, **arrays) -> Path:
     """Write arrays as a compressed .npz, byte-stable and all or nothing.
 
@@ -254,10 +264,37 @@ def save_arrays(path, **arrays) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
+    objects = next((name for name, array in arrays.items() if array.dtype.hasobject), None)
+    if objects:
+        raise DataError(f"the array '{objects}' holds Python objects, which another machine could not read safely; store numbers or text")
     part = path.with_name(path.name + '.part')
     with part.open('wb') as file:
-        np.savez_compressed(file, **{name: np.asarray(array) for name, array in arrays.items() if array is not None}, allow_pickle=False)
+        np.savez_compressed(file, **arrays)
     part.replace(path)
+    return path
+
+
+def require(path) -> Path:
+    """A file that an earlier stage writes.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    Path                    the same, if it is there
+
+    Raises
+    ------
+    MissingInputError       it is not; the message names the stage that writes it
+    """
+    path = Path(path)
+    if not path.is_file():
+        stage = next(iter(path.parts[path.parts.index('out') + 1:]), None) if 'out' in path.parts else None
+        todo = f'run the stage that makes it first: dvc repro {stage}' if stage else 'check the path'
+        raise MissingInputError(f'{path} is not there; {todo}')
     return path
 
 
@@ -277,13 +314,8 @@ def load_arrays(path) -> dict:
     MissingInputError       the file is not there; the message names the stage that writes it
     DataError               it is not such a file, or not a whole one
     """
-    path = Path(path)
-    if not path.is_file():
-        stage = next((part for part in path.parts[path.parts.index('out') + 1:]), None) if 'out' in path.parts else None
-        todo = f'run the stage that makes it first: dvc repro {stage}' if stage else 'check the path'
-        raise MissingInputError(f'{path} is not there; {todo}')
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with np.load(require(path), allow_pickle=False) as found:
             return dict(found)
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise DataError(f'{path} is not a whole .npz file ({error}); delete it and make it again') from None

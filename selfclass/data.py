@@ -208,7 +208,7 @@ def _row_group(file, group, column):
                         'save the set again with the pictures embedded')
     return strings
 
-# %% ../nbs/10_data.ipynb #041-7996719d
+# %% ../nbs/10_data.ipynb #041-4f68b7b2
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Pictures with or without labels; `images[i]` is a uint8 tensor (3, H, W).
@@ -249,9 +249,11 @@ class ImageSet:
     @property
     def n_classes(self) -> int | None: return _count_classes(self)
 
-    def subset(self, index) -> 'ImageSet': return _subset(self, index)
-    def batch(self, index): return _batch(self, index)
+    def subset(self, index) -> 'ImageSet': return _subset(self, index)        # the chosen images, in that order
+    def batch(self, index): return _batch(self, index)                        # tensor (B, 3, H, W), or a list if decoded on demand
     def thumbnails(self, index=None, size: int = 64) -> torch.Tensor: return _thumbnails(self, index, size)
+    @property
+    def unlabelled(self) -> 'ImageSet': return replace(self, labels=None, class_names=None)
 
 # %% ../nbs/10_data.ipynb #043-8682c2c0
 def _check_set(images):
@@ -396,13 +398,14 @@ _SYNONYMS = {'train': ('train', 'training', 'trainval'), 'test': ('test', 'testi
              'unlabeled': ('unlabeled', 'unlabelled', 'unsupervised'), 'extra': ('extra',)}
 _SPLITS = {word for words in _SYNONYMS.values() for word in words}
 
-# %% ../nbs/10_data.ipynb #076-41a5aeee
+# %% ../nbs/10_data.ipynb #076-9c5bd751
 def _pick(split, there, name):
     "Key of `there` that `split` means."
     known = {key.lower(): key for key in there}
     found = next((known[word] for word in _SYNONYMS.get(split, (split,)) if word in known), None)
     if found is None:
-        raise DataError(f"{name} has no split '{split}'; splits there: {', '.join(there)}")
+        advice = '; to hold out a share of it say test: 0.2' if split == 'test' else ''
+        raise DataError(f"{name} has no split '{split}'; splits there: {', '.join(there)}{advice}")
     return found
 
 # %% ../nbs/10_data.ipynb #080-2080b45e
@@ -595,7 +598,7 @@ def _coarse(images):
     letters = np.frombuffer(_SUPERCLASS.encode(), np.uint8).astype(np.int64) - ord('a')
     return replace(images, labels=letters[images.labels], class_names=_SUPERCLASSES)
 
-# %% ../nbs/10_data.ipynb #123-55441291
+# %% ../nbs/10_data.ipynb #123-48a3b30f
 def _from_torchvision(name, split, root, download):
     "One split of a set that torchvision reads from (or downloads to) the folder `root`."
     import torchvision
@@ -604,7 +607,7 @@ def _from_torchvision(name, split, root, download):
     try:
         dataset = getattr(torchvision.datasets, kind)(root, download=download, **chosen)
     except (RuntimeError, OSError) as error:
-        raise MissingInputError(f'{name} is not in {root} ({str(error).split(".")[0]}); load it with download=True, '
+        raise MissingInputError(f'{name} is not in {root} ({str(error).split(".")[0]}); say download: true (download=True in a call), '
                                 f'put its Parquet files in {root/name}, or set SELFCLASS_DATA to the folder that '
                                 'has it') from None
     names = tuple(getattr(dataset, 'classes', None) or '0123456789')       # only SVHN's class has no `classes`

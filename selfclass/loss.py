@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['column_logsumexp', 'log_targets', 'log_predictions', 'n_pairs', 'pair_cross_entropy', 'uniform_prior_loss',
-           'multi_head_loss', 'collapse_loss']
+           'prior_per_head', 'multi_head_loss', 'collapse_loss']
 
 # %% ../nbs/30_loss.ipynb #002-4e4810d3
 import math
@@ -200,9 +200,19 @@ def _summed_loss(logits, row_temp, col_temp, n_global, prior, group):
     targets = log_targets(logits, col_temp, prior, group).exp()
     return pair_cross_entropy(targets, log_predictions(logits, row_temp, prior, group), n_global, group)
 
-# %% ../nbs/30_loss.ipynb #045-397cf782
-def _prior_per_head(prior, sizes):
-    "One prior or None for each head."
+# %% ../nbs/30_loss.ipynb #045-fa76d30f
+def prior_per_head(prior, sizes: Sequence[int]) -> list:
+    """One prior, or None, for each head.
+
+    Parameters
+    ----------
+    prior : None, Tensor or list    as for `multi_head_loss`
+    sizes : sequence of int (H,)    number of classes of each head
+
+    Raises
+    ------
+    ParamsError                     another number of priors than heads, or one that fits no head
+    """
     if prior is None:
         return [None] * len(sizes)
     several = isinstance(prior, (list, tuple)) and not all(isinstance(p, Real) for p in prior)
@@ -237,7 +247,7 @@ def multi_head_loss(heads: Sequence[Sequence[Tensor]], row_temp: float = 0.1, co
     """
     if not len(heads):
         raise ParamsError('the loss needs 1 or more heads, found none; set classes to one number per head')
-    priors = _prior_per_head(prior, [views[0].shape[-1] if len(views) else 0 for views in heads])
+    priors = prior_per_head(prior, [views[0].shape[-1] if len(views) else 0 for views in heads])
     alike = {}
     for views, w in zip(heads, priors):
         logits = _stacked(views, n_global, group)
@@ -245,7 +255,7 @@ def multi_head_loss(heads: Sequence[Sequence[Tensor]], row_temp: float = 0.1, co
     return sum(_summed_loss(torch.stack([logits for logits, _ in same], 1), row_temp, col_temp, n_global, same[0][1], group)
                for same in alike.values()) / len(heads)
 
-# %% ../nbs/30_loss.ipynb #049-0324e409
+# %% ../nbs/30_loss.ipynb #049-fc6549ca
 def collapse_loss(classes: Sequence[int], prior=None) -> float:
     """What the loss costs when the network gives the same answer for every picture.
 
@@ -260,4 +270,4 @@ def collapse_loss(classes: Sequence[int], prior=None) -> float:
     """
     def entropy(w, size):
         return math.log(size) if w is None else torch.special.entr(_checked_prior(w, size)).sum().item()
-    return sum(map(entropy, _prior_per_head(prior, classes), classes)) / len(classes)
+    return sum(map(entropy, prior_per_head(prior, classes), classes)) / len(classes)

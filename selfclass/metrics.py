@@ -449,11 +449,16 @@ def rounded(scores):
         return value
     return round(value, 6) + 0. if np.isfinite(value) else None
 
-# %% ../nbs/60_metrics.ipynb #099-65a9d033
+# %% ../nbs/60_metrics.ipynb #099-960bcc6e
 def _chosen_head(arrays, n_classes):
     "The head that speaks for the run: of the data's size if there is one, else of the first head's size."
-    classes = np.asarray(arrays['classes'])
-    return best_head(classes, arrays['head_loss'], n_classes if n_classes in classes else classes[0])
+    sizes = _sizes(arrays)
+    return best_head(sizes, arrays['head_loss'], n_classes if n_classes in sizes else next(size for size in sizes if size))
+
+
+def _sizes(arrays):
+    "Classes of each head, 0 for a head whose probabilities were not kept."
+    return [int(c) if f'test_probs_{h}' in arrays else 0 for h, c in enumerate(arrays['classes'])]
 
 
 def _split_scores(arrays, split, head):
@@ -475,18 +480,19 @@ def score_run(arrays: dict) -> dict:
     dict                best_head; with labels the `cluster_scores` of that head on the held-out images, the same with the
                         suffix _train on the training images, `acc_class/<name>`, `acc_many_to_one_<size>` for each other
                         size (no acc where no head has as many clusters as the data has classes); always the
-                        `internal_scores` of the held-out images
+                        `internal_scores` of the held-out images; splits without labels are left out
     """
-    labels = arrays.get('test_labels')
-    n_classes = len(np.unique(np.concatenate([labels, arrays['train_labels']]))) if labels is not None else None
+    known = [split for split in ('test', 'train') if arrays.get(f'{split}_labels') is not None]
+    n_classes = len(np.unique(np.concatenate([arrays[f'{split}_labels'] for split in known]))) if known else None
     head = _chosen_head(arrays, n_classes)
     scores = {'best_head': head} | internal_scores(arrays['test_embeddings'], arrays[f'test_probs_{head}'])
-    if labels is None:
+    for split in known:
+        scores |= {name + {'test': '', 'train': '_train'}[split]: value for name, value in _split_scores(arrays, split, head).items()}
+    if 'test' not in known:
         return scores
-    for split, suffix in (('test', ''), ('train', '_train')):
-        scores |= {name + suffix: value for name, value in _split_scores(arrays, split, head).items()}
-    for size in sorted(set(np.asarray(arrays['classes']).tolist()) - {n_classes}):
-        other = best_head(arrays['classes'], arrays['head_loss'], size)
+    labels = arrays['test_labels']
+    for size in sorted(set(_sizes(arrays)) - {0, n_classes}):
+        other = best_head(_sizes(arrays), arrays['head_loss'], size)
         scores[f'acc_many_to_one_{size}'] = _split_scores(arrays, 'test', other)['acc_many_to_one']
     if arrays['classes'][head] != n_classes:
         return {name: value for name, value in scores.items() if name not in ('acc', 'acc_train')}

@@ -7,9 +7,9 @@ __all__ = ['HEADLINE', 'INTERNAL', 'UNLABELLED', 'summarise', 'results_table', '
            'alt_text', 'save_figure', 'accuracy_over_epochs', 'learning_curves', 'seed_strip', 'rank_clusters',
            'cluster_grid', 'cluster_titles', 'wrong_images', 'confusion_figure', 'confusion_csv', 'cluster_sizes',
            'views_preview', 'report_page', 'save_page', 'save_table', 'load_run', 'run_figures', 'save_figures',
-           'run_confusion']
+           'run_confusion', 'loss_csv']
 
-# %% ../nbs/64_report.ipynb #002-2d426d49
+# %% ../nbs/64_report.ipynb #002-82d47b31
 import base64, csv, html, io, math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +23,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from .core import load_arrays, load_json
+from .core import load_arrays, load_json, require
 from .errors import DataError, MissingInputError, MissingLabelsError, ParamsError
 from .metrics import accuracy, cluster_accuracy, confusion, match_clusters, mean_sd
 
-# %% ../nbs/64_report.ipynb #007-5d5db5b0
+# %% ../nbs/64_report.ipynb #007-7e677556
 def summarise(scores: Mapping, prefix: str) -> dict:
     """Spread of each metric over seeds, under flat names.
 
@@ -38,7 +38,8 @@ def summarise(scores: Mapping, prefix: str) -> dict:
 
     Returns
     -------
-    {"dataset/method/metric": {"mean", "sd", "min", "max", "n"}}   floats; sd has ddof=1 and is None when n = 1
+    {"dataset/method/metric": {"mean", "sd", "min", "max", "n"}}   floats; sd has ddof=1 and is None when n = 1; counts (`n_…`) and
+                                                                   `best_head` have no mean and are left out
 
     Raises
     ------
@@ -46,7 +47,7 @@ def summarise(scores: Mapping, prefix: str) -> dict:
     """
     if not scores:
         raise DataError(f"{prefix}: no scores to summarise; run the cluster and linear stages first")
-    metrics = dict.fromkeys(name for run in scores.values() for name in run)
+    metrics = dict.fromkeys(name for run in scores.values() for name in run if not name.startswith(('best_head', 'n_')))
     found = {name: [run[name] for run in scores.values() if run.get(name) is not None] for name in metrics}
     return {f"{prefix}/{name}": _spread(values, name) for name, values in found.items() if values}
 
@@ -335,7 +336,7 @@ def _check_runs(runs, columns, what):
             raise DataError(f"{what} of seed {seed} needs columns epoch, {', '.join(columns)} of one length, "
                             f"found {lengths}; see whether the run is complete")
 
-# %% ../nbs/64_report.ipynb #069-7b44feee
+# %% ../nbs/64_report.ipynb #069-c02d0cbb
 def learning_curves(log: Mapping, curves: Mapping, classes: Sequence) -> Figure:
     """Accuracy and loss against epochs, one thin line per seed and their mean.
 
@@ -358,21 +359,22 @@ def learning_curves(log: Mapping, curves: Mapping, classes: Sequence) -> Figure:
     if not log:
         raise DataError('no training log to draw; run the pretrain stage first')
     _check_runs(log, ['loss'], 'log')
-    _check_runs(curves, ['train', 'test'], 'accuracy')
+    splits = [split for split in ('train', 'test') if split == 'test' or all(split in run for run in curves.values())]
+    _check_runs(curves, splits, 'accuracy')
     with plot_style():
         fig = Figure(figsize=(_WIDTH, 3.1), layout='constrained')
         panels = fig.subplots(1, 2 if curves else 1, squeeze=False)[0]
         if curves:
-            _accuracy_panel(panels[0], curves)
+            _accuracy_panel(panels[0], curves, splits)
         _loss_panel(panels[-1], log, float(np.mean(np.log(classes))))
         fig.legend(*_run_legend(log, curves), loc='outside lower center', ncols=6, handlelength=2.6, columnspacing=1.4)
         return _finish(fig, _curves_alt(log, curves))
 
-# %% ../nbs/64_report.ipynb #071-7a812d08
-def _accuracy_panel(ax, curves):
-    "Accuracy against epochs: held-out solid, training dashed."
-    _draw_runs(ax, curves, 'train', '--')
-    _draw_runs(ax, curves, 'test', '-')
+# %% ../nbs/64_report.ipynb #071-5e0394d0
+def _accuracy_panel(ax, curves, splits):
+    "Accuracy against epochs: held-out solid, training (where it has labels) dashed."
+    for split in splits:
+        _draw_runs(ax, curves, split, '--' if split == 'train' else '-')
     ax.set(xlabel='epoch', ylabel='clustering accuracy', ylim=(0, 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
@@ -933,21 +935,12 @@ def save_table(rows: Sequence, stem) -> tuple:
     texts = {'.csv': to_csv(rows), '.md': to_markdown(rows)}
     return tuple(save_page(text, stem.with_name(stem.name + end)) for end, text in texts.items())
 
-# %% ../nbs/64_report.ipynb #173-6c045933
+# %% ../nbs/64_report.ipynb #173-e54e5643
 def _read_log(path):
     "Columns epoch and loss of a log.csv, as lists of numbers."
-    if not path.is_file():
-        raise MissingInputError(f'{path} is not there; run the stage that makes it first: dvc repro pretrain')
-    with path.open(newline='', encoding='utf-8') as file:
+    with require(path).open(newline='', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in ('epoch', 'loss')}
-
-
-def _read_scores(path, stage):
-    "Scores of each seed, as a stage wrote them."
-    if not path.is_file():
-        raise MissingInputError(f'{path} is not there; run the stage that makes it first: dvc repro {stage}')
-    return load_json(path)
 
 
 def _curves(predictions, labels, head):
@@ -955,7 +948,7 @@ def _curves(predictions, labels, head):
     splits = [split for split in ('train', 'test') if labels.get(split) is not None and split in predictions]
     return {'epoch': predictions['epoch']} | {split: accuracy_over_epochs(predictions[split], labels[split], head) for split in splits}
 
-# %% ../nbs/64_report.ipynb #174-84b0da2c
+# %% ../nbs/64_report.ipynb #174-d8efcb1f
 def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
     """Everything that the report shows of one method on one data set.
 
@@ -968,14 +961,14 @@ def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
     Returns
     -------
     dict                  scores {seed: {metric: number}}, log and curves as for `learning_curves`, classes (H,), shown (the seed of
-                          the single-run figures), head, arrays (of that seed), pixels (first held-out images), views, facts
+                          the single-run figures), head, arrays (of that seed), thumbnails (a sample of the held-out images), views, facts
 
     Raises
     ------
     MissingInputError     a stage has not run; the message names it
     """
     out = Path(out)
-    measured = [_read_scores(out/stage/method/f'{dataset}.json', stage) for stage in ('cluster', 'linear')]
+    measured = [load_json(require(out/stage/method/f'{dataset}.json')) for stage in ('cluster', 'linear')]
     run = {'scores': {}, 'log': {}, 'curves': {}}
     for seed in seeds:
         scores = run['scores'][seed] = {name: value for part in measured for name, value in part.get(str(seed), {}).items()}
@@ -985,14 +978,15 @@ def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
         if 'acc' in scores:
             run['curves'][seed] = _curves(load_arrays(folder/'predictions.npz'), labels, scores['best_head'])
     shown = sorted(seeds, key=lambda seed: run['scores'][seed].get('acc', 0))[len(seeds) // 2]
-    folder, config = out/'pretrain'/method/f'{dataset}-{shown}', load_json(out/'pretrain'/method/f'{dataset}-{shown}'/'config.json')
+    folder = out/'pretrain'/method/f'{dataset}-{shown}'
+    config = load_json(require(folder/'config.json'))
     arrays = load_arrays(out/'embed'/method/dataset/f'{shown}.npz')
     return run | {'shown': shown, 'head': run['scores'][shown]['best_head'], 'arrays': arrays, 'classes': arrays['classes'].tolist(),
-                  'pixels': load_arrays(out/'embed'/method/dataset/'thumbnails.npz')['pixels'], 'views': load_arrays(folder/'views.npz'),
+                  'thumbnails': load_arrays(out/'embed'/method/dataset/'thumbnails.npz'), 'views': load_arrays(folder/'views.npz'),
                   'facts': {'protocol': 'trained without labels; scored on held-out images', 'seeds': list(seeds), 'seed of the single-run figures': shown,
                             'images': config['data'], 'code': f"selfclass {config['selfclass']}", 'recipe': config['recipe']}}
 
-# %% ../nbs/64_report.ipynb #175-486139ce
+# %% ../nbs/64_report.ipynb #175-c4105205
 def run_figures(run: Mapping, per_cluster: int = 9, clusters: int = 5) -> list:
     """The figures of a run that `load_run` gathered.
 
@@ -1013,12 +1007,12 @@ def run_figures(run: Mapping, per_cluster: int = 9, clusters: int = 5) -> list:
     figures = [('curves', learning_curves(run['log'], run['curves'], run['classes']), 'Accuracy and loss against epochs (the form of Figure 4 of the paper).'),
                ('views', views_preview(views['images'], view_list, int(views['n_global'])), 'What the network sees: images and the views that it is asked to call the same.'),
                ('sizes', cluster_sizes(np.bincount(ids, minlength=probs.shape[1]), probs.shape[1]), f'Held-out images in each cluster, seed {seed}; the line is the uniform prior.')]
-    n = min(len(run['pixels']), len(ids))
+    pixels, index = run['thumbnails']['pixels'], run['thumbnails']['index']
     if labels is None:
         largest = np.argsort(-np.bincount(ids, minlength=probs.shape[1]), kind='stable')[:2 * clusters]
-        return [*figures, ('clusters', cluster_grid(run['pixels'][:n], ids[:n], largest, per_cluster=per_cluster), 'Random images of the largest clusters.')]
+        return [*figures, ('clusters', cluster_grid(pixels, ids[index], largest, per_cluster=per_cluster), 'Random images of the largest clusters.')]
     figures.insert(1, ('seeds', seed_strip(run['scores']), 'Each seed, and their mean.'))
-    return figures + _labelled_figures(run['pixels'][:n], ids, labels, names, seed, per_cluster, clusters)
+    return figures + _labelled_figures(pixels, index, ids, labels, names, seed, per_cluster, clusters)
 
 
 def _class_names(labels, names):
@@ -1027,11 +1021,11 @@ def _class_names(labels, names):
     return [str(c) if names is None else str(names[c]) for c in present]
 
 
-def _labelled_figures(pixels, ids, labels, names, seed, per_cluster, clusters):
-    "Grids of the most and least accurate clusters, and the confusion matrix."
-    n, ranked = len(pixels), rank_clusters(ids, labels, names)
-    wrong = wrong_images(ids, labels, ranked)
-    grid = lambda rows: cluster_grid(pixels, ids[:n], [row['cluster'] for row in rows], cluster_titles(rows), wrong[:n], per_cluster)
+def _labelled_figures(pixels, index, ids, labels, names, seed, per_cluster, clusters):
+    "Grids of the most and least accurate clusters that the sample shows, and the confusion matrix."
+    shown, everything = set(ids[index].tolist()), rank_clusters(ids, labels, names)
+    ranked, wrong = [row for row in everything if row['cluster'] in shown], wrong_images(ids, labels, everything)
+    grid = lambda rows: cluster_grid(pixels, ids[index], [row['cluster'] for row in rows], cluster_titles(rows), wrong[index], per_cluster)
     return [('best', grid(ranked[:clusters]), f'Random held-out images of the most accurate clusters, seed {seed} (the form of Figure 2); framed: another class.'),
             ('worst', grid(ranked[-clusters:]), f'Random held-out images of the least accurate clusters, seed {seed} (the form of Figure 3); framed: another class.'),
             ('confusion', confusion_figure(confusion(ids, labels), _class_names(labels, names)), f'Who is taken for whom among the held-out images, seed {seed}.')]
@@ -1063,3 +1057,19 @@ def run_confusion(run: Mapping) -> str:
         return 'actual,predicted\n'
     matrix = confusion(run['arrays'][f"test_probs_{run['head']}"].argmax(1), labels)
     return confusion_csv(matrix, _class_names(labels, run['arrays'].get('class_names')))
+
+# %% ../nbs/64_report.ipynb #177-b2818dad
+def loss_csv(run: Mapping) -> str:
+    """Loss against epochs, mean over seeds, for `dvc plots`.
+
+    Parameters
+    ----------
+    run : dict    of `load_run`
+
+    Returns
+    -------
+    str           CSV with the header epoch,loss
+    """
+    epochs = next(iter(run['log'].values()))['epoch']
+    means = np.mean([log['loss'] for log in run['log'].values()], axis=0)
+    return 'epoch,loss\n' + ''.join(f'{int(epoch)},{loss:.6f}\n' for epoch, loss in zip(epochs, means))

@@ -6,12 +6,11 @@
 __all__ = ['KEYS', 'stage_notebook', 'parameter_names', 'stage_values', 'read_params', 'normalised', 'drawn_progress',
            'circumstances', 'StageError', 'run_stage', 'use_recipe', 'main']
 
-# %% ../nbs/02_run.ipynb #002-14f61fec
-import argparse, ast, os, platform, re, select, shutil, subprocess, sys, tempfile, threading, time
+# %% ../nbs/02_run.ipynb #002-140dc3d5
+import argparse, ast, json, os, platform, re, select, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
 from .core import load_json, nearest, read_yaml, root, save_json
@@ -121,7 +120,7 @@ def read_params(path=None) -> dict:
             raise ParamsError(f"{path.name}: no stage reads a section '{name}'; {nearest(name, sorted(known | {'methods'}))}")
     return params
 
-# %% ../nbs/02_run.ipynb #016-7e32fcaf
+# %% ../nbs/02_run.ipynb #016-c1b033b5
 def normalised(notebook) -> dict:
     """An executed notebook without anything that differs between two equal runs.
 
@@ -144,14 +143,20 @@ def normalised(notebook) -> dict:
 
 def _still(output):
     "An output without addresses, widget models and metadata."
-    text = lambda value: re.sub(r'0x[0-9a-f]{6,}', '0x…', value) if isinstance(value, str) else value
-    output = {key: text(value) for key, value in output.items() if key != 'metadata'}
+    output = {key: _without_addresses(value) for key, value in output.items() if key != 'metadata'}
     if 'data' in output:
-        output['data'] = {kind: text(value) for kind, value in output['data'].items() if 'widget' not in kind}
+        output['data'] = {kind: _without_addresses(value) for kind, value in output['data'].items() if 'widget' not in kind}
         output['metadata'] = {}
     return output
 
-# %% ../nbs/02_run.ipynb #020-d165d3e0
+
+def _without_addresses(value):
+    "Text, or the list of lines that notebooks keep text as, without memory addresses."
+    if isinstance(value, list):
+        return [_without_addresses(line) for line in value]
+    return re.sub(r'0x[0-9a-f]{6,}', '0x…', value) if isinstance(value, str) else value
+
+# %% ../nbs/02_run.ipynb #020-6b286a84
 @contextmanager
 def drawn_progress(label: str):
     """Draw the bars of a kernel while the block runs.
@@ -187,7 +192,10 @@ def _paint(source, label, stop):
             continue
         *lines, rest = (rest + os.read(source, 65536).decode()).split('\n')
         for line in lines:
-            said = yaml.safe_load(line)
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue                # two kernels may write at once
             if bar is None or bar.desc != f"{label} {said['desc']}: ":
                 bar and bar.close()
                 bar = tqdm(total=said['total'], desc=f"{label} {said['desc']}", position=1, leave=False, dynamic_ncols=True)
@@ -229,7 +237,7 @@ def _error_names():
         kinds.extend(kind.__subclasses__())
     return {kind.__name__ for kind in kinds}
 
-# %% ../nbs/02_run.ipynb #030-443fd49e
+# %% ../nbs/02_run.ipynb #030-fd1c9115
 def run_stage(stage: str, keys: dict, params_file=None) -> Path:
     """Execute the notebook of a stage with typed parameters.
 
@@ -268,6 +276,7 @@ def _execute(source, values, label):
     os.environ |= {'JUPYTER_PREFER_ENV_PATH': '1', 'PYTHONHASHSEED': '0'}
     try:
         import papermill
+        from nbclient.exceptions import DeadKernelError
     except ImportError:
         raise MissingInputError('a stage needs papermill; install the extra: pip install selfclass[pipeline]') from None
     with tempfile.TemporaryDirectory() as folder, drawn_progress(label):
@@ -276,12 +285,14 @@ def _execute(source, values, label):
             papermill.execute_notebook(source, target, values, kernel_name='python3', progress_bar=bar, record_timing=False, cwd=str(root()),
                                        extra_arguments=['--IPKernelApp.log_level=ERROR'])
             error = None
+        except DeadKernelError:
+            error = 'the kernel died, most often because memory ran out; lower batch_size or close other programs'
         except papermill.PapermillExecutionError as failed:
             known = failed.ename in _error_names() or failed.ename == 'KeyboardInterrupt'
             error = failed.evalue if known else f'{failed.ename}: {failed.evalue} (cell {failed.cell_index})'
-        return load_json(target), error
+        return load_json(target if Path(target).exists() else source), error
 
-# %% ../nbs/02_run.ipynb #032-1a8b26dc
+# %% ../nbs/02_run.ipynb #032-9ea1fce1
 def use_recipe(name: str) -> Path:
     """Put conf/<name>.yaml in the place of params.yaml.
 
@@ -297,7 +308,7 @@ def use_recipe(name: str) -> Path:
     ------
     ParamsError    there is no such recipe, or params.yaml holds edits that are kept nowhere else
     """
-    recipes, here = {file.stem: file for file in sorted((root()/'conf').rglob('*.yaml'))}, root()/'params.yaml'
+    recipes, here = {file.stem: file for file in sorted((root()/'conf').glob('*.yaml'))}, root()/'params.yaml'
     if name not in recipes:
         raise ParamsError(f"'{name}' is not a recipe in conf/; {nearest(name, recipes)}")
     committed = subprocess.run(['git', 'show', 'HEAD:./params.yaml'], cwd=root(), capture_output=True).stdout if shutil.which('git') else b''
@@ -306,7 +317,7 @@ def use_recipe(name: str) -> Path:
     shutil.copyfile(recipes[name], here)
     return here
 
-# %% ../nbs/02_run.ipynb #035-a57786fc
+# %% ../nbs/02_run.ipynb #035-3f698699
 def _parser():
     "The command line."
     parser = argparse.ArgumentParser(prog='python -m selfclass.run', description='Run one stage of the pipeline with the numbers of params.yaml.',
@@ -324,11 +335,12 @@ def main(arguments=None) -> int:
     "Run the command line; returns the exit code."
     parser = _parser()
     given = parser.parse_args(arguments)
-    if not (given.stage or given.recipe):
+    if given.stage is None and given.recipe is None:
         parser.error('name a stage, e.g. pretrain')
     try:
-        if given.recipe:
-            print(f'params.yaml now holds conf/{given.recipe}.yaml; run `make repro`' if use_recipe(given.recipe) else '')
+        if given.recipe is not None:
+            use_recipe(given.recipe)
+            print(f'params.yaml now holds conf/{given.recipe}.yaml; run `make repro`')
             return 0
         keys = {key: value for key in KEYS if (value := getattr(given, key)) is not None}
         print(run_stage(given.stage, keys, given.params).relative_to(root()))

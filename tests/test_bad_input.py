@@ -115,18 +115,47 @@ def test_recipe_loses_no_edits(scratch):
     assert (scratch/'params.yaml').read_bytes() == (ROOT/'conf'/'cifar10.yaml').read_bytes()
 
 
-def test_failed_training_keeps_earlier_results(scratch):
-    "A run that fails leaves what an earlier one wrote."
-    earlier = scratch/'out'/'pretrain'/'selfclassifier'/'digits-0'
-    earlier.mkdir(parents=True)
-    (earlier/'config.json').write_text('{}')
+def test_a_wrong_number_in_a_stage_is_one_line_and_its_notebook(scratch):
     params = read_yaml(ROOT/'params.yaml')
     params['methods']['selfclassifier']['model']['classes'] = []
     (scratch/'bad.yaml').write_text(json.dumps(params))
     ran = python('-m', 'selfclass.run', 'pretrain', '--dataset', 'digits', '--method', 'selfclassifier', '--seed', '0', '--params', 'bad.yaml', cwd=scratch)
     lines = ran.stderr.strip().splitlines()
     assert ran.returncode == 1 and 'classes' in lines[-2] and 'out/notebooks/pretrain' in lines[-1], ran.stderr
-    assert (earlier/'config.json').read_text() == '{}'
+
+
+@pytest.mark.parametrize('section, change, words', [
+    ('pretrain', {'batchsize': 3}, ('pretrain.batchsize', "did you mean 'batch_size'")),
+    ('pretrain', {'batch_size': '3'}, ('pretrain.batch_size should be int', "'3'")),
+    ('methods', {'selfclassifier': {'epoch': 3}}, ('methods.selfclassifier.epoch', "did you mean 'epochs'")),
+    ('datasets', {'digits': {'sorce': 'digits'}}, ('datasets.digits.sorce', "did you mean 'source'")),
+])
+def test_misspelt_and_mistyped_keys(section, change, words, scratch):
+    "Through the cells of the stage itself, without the cost of a kernel."
+    from conftest import cells_of, source_of, stage_notebooks
+    params = read_yaml(ROOT/'params.yaml')
+    for name, value in change.items():
+        params[section] = params[section] | ({name: params[section][name] | value} if isinstance(value, dict) and 'sorce' not in value else {name: value})
+    code = [source_of(c) for c in cells_of(next(nb for nb in stage_notebooks() if nb.stem == 'pretrain')) if c['cell_type'] == 'code']
+    values = stage_values(['dataset', 'method', 'seed', 'data', 'datasets', 'pretrain', 'methods'], dict(dataset='digits', method='selfclassifier', seed=0), params)
+    with pytest.raises(ParamsError) as error:
+        exec('\n'.join(code[1:4]), values)
+    one_line(error, *words)
+
+
+def test_results_that_cannot_be_written_do_not_cost_the_training(scratch, monkeypatch):
+    "The checkpoint stays until the results are on disk."
+    from selfclass import train
+    run = fit_selfclassifier(noise, **TINY, checkpoints=scratch/'state')
+    monkeypatch.setattr(train, 'save_pretrained', lambda *a, **k: (_ for _ in ()).throw(OSError('No space left on device')))
+    with pytest.raises(OSError):
+        train.save_run(run, scratch/'out')
+    assert (scratch/'state'/'last.pt').exists()
+    monkeypatch.undo()
+    again = fit_selfclassifier(noise, **TINY, checkpoints=scratch/'state')
+    assert all(torch.equal(a, b) for a, b in zip(run.net.state_dict().values(), again.net.state_dict().values()))
+    train.save_run(again, scratch/'out')
+    assert (scratch/'out'/'model.safetensors').exists() and not (scratch/'state').exists()
 
 
 def test_values_need_their_section():

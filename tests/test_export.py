@@ -1,4 +1,5 @@
 """selfclass/ is what the notebooks export, and the notebooks are clean."""
+import ast
 import json
 
 import pytest
@@ -40,16 +41,25 @@ def test_tags_survive_cleaning(notebook):
     assert [cell.metadata.get('tags') for cell in nb.cells if cell.metadata.get('tags')] == [['parameters']]
 
 
+def without_docstrings(source):
+    "Source without the lines of docstrings: the length of the code."
+    lines, drop = source.splitlines(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node):
+            drop |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return '\n'.join(line for i, line in enumerate(lines, 1) if i not in drop and line.strip())
+
+
 @pytest.mark.parametrize('notebook', library_notebooks(), ids=lambda nb: nb.stem)
 def test_notebooks_are_documentation(notebook):
     "The targets of the project for prose, tests, outputs and the size of cells."
     cells = cells_of(notebook)
     exported = [source_of(c) for c in cells if c['cell_type'] == 'code' and source_of(c).lstrip().startswith('#| export')]
-    lines = [len(source.splitlines()) - 1 for source in exported]
+    lines = [len(without_docstrings(source).splitlines()) - 1 for source in exported]
     words = sum(len(source_of(c).split()) for c in cells if c['cell_type'] == 'markdown')
     code = [c for c in cells if c['cell_type'] == 'code' and not source_of(c).startswith(('#| export', '#| default_exp', '#| hide'))]
-    assert words >= 2 * sum(lines) or words >= 900, f'{words} words for {sum(lines)} exported lines'
-    assert max(lines) <= 60, f'an exported cell of {max(lines)} lines'
+    assert words >= 3 * sum(lines), f'{words} words for {sum(lines)} exported lines'
+    assert max(lines) <= 40, f'an exported cell of {max(lines)} lines'
     assert len(code) >= .6 * len(exported), 'fewer than 0.6 demonstrations and tests per exported cell'
     assert sum(bool(c['outputs']) for c in code) >= .3 * len(code), 'fewer than 30 % of the cells keep an output'
     assert notebook.stat().st_size < 500_000

@@ -36,7 +36,7 @@ def test_wheel_builds_installs_and_imports(tmp_path):
 def test_readme_is_made_from_its_notebook(tmp_path):
     made = python('-m', 'jupyter', 'nbconvert', '--log-level=ERROR', '--to', 'markdown', '--output-dir', tmp_path, '--output', 'README', ROOT/'nbs'/'index.ipynb')
     assert made.returncode == 0, made.stderr
-    assert (tmp_path/'README.md').read_text() == (ROOT/'README.md').read_text(), 'run make readme'
+    assert (tmp_path/'README.md').read_text().replace('(../', '(') == (ROOT/'README.md').read_text(), 'run make readme'
 
 
 def test_pins_of_nbdev_stand_in_the_dev_extra_only():

@@ -115,3 +115,6 @@ def test_two_runs_of_the_pipeline_give_the_same_hashes(tmp_path):
         assert ran.returncode == 0, ran.stderr[-2000:]
         locks.append((here/'dvc.lock').read_bytes())
     assert locks[0] == locks[1]
+    summary = load_json(here/'out'/'report'/'summary.json')
+    assert summary['digits/selfclassifier/acc']['mean'] >= .95 and summary['digits/selfclassifier/acc']['min'] >= .93
+    assert summary['digits/selfclassifier/knn_top1']['mean'] >= .98 and summary['digits/selfclassifier/linear_top1']['mean'] >= .98
