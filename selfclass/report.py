@@ -986,7 +986,7 @@ def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
                   'facts': {'protocol': 'trained without labels; scored on held-out images', 'seeds': list(seeds), 'seed of the single-run figures': shown,
                             'images': config['data'], 'code': f"selfclass {config['selfclass']}", 'recipe': config['recipe']}}
 
-# %% ../nbs/64_report.ipynb #175-c4105205
+# %% ../nbs/64_report.ipynb #175-f9b94bfe
 def run_figures(run: Mapping, per_cluster: int = 9, clusters: int = 5) -> list:
     """The figures of a run that `load_run` gathered.
 
@@ -1005,7 +1005,7 @@ def run_figures(run: Mapping, per_cluster: int = 9, clusters: int = 5) -> list:
     ids, labels, names = probs.argmax(1), arrays.get('test_labels'), arrays.get('class_names')
     view_list = [views[f'view_{v}'] for v in range(sum(name.startswith('view_') for name in views))]
     figures = [('curves', learning_curves(run['log'], run['curves'], run['classes']), 'Accuracy and loss against epochs (the form of Figure 4 of the paper).'),
-               ('views', views_preview(views['images'], view_list, int(views['n_global'])), 'What the network sees: images and the views that it is asked to call the same.'),
+               ('views', views_preview(views['images'][:4], [view[:4] for view in view_list], int(views['n_global'])), 'What the network sees: images and the views that it is asked to call the same.'),
                ('sizes', cluster_sizes(np.bincount(ids, minlength=probs.shape[1]), probs.shape[1]), f'Held-out images in each cluster, seed {seed}; the line is the uniform prior.')]
     pixels, index = run['thumbnails']['pixels'], run['thumbnails']['index']
     if labels is None:

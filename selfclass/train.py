@@ -328,19 +328,19 @@ def save_run(run: Run, folder, **facts) -> Path:
     run.checkpoint.done()
     return folder
 
-# %% ../nbs/41_train.ipynb #032-f4c8d1a0
+# %% ../nbs/41_train.ipynb #032-9d4aee6e
 def sample_views(loader: ViewLoader, path, n: int = 8) -> Path:
     """Keep a few images and their views, as uint8, for a picture of the augmentation.
 
     Parameters
     ----------
     loader : ViewLoader
-    path : str or Path       an .npz: images (n, 3, H, W), view_0 …, each stretched to the range 0..255 of its view
+    path : str or Path       an .npz: images (n, 3, H, W), view_0 …, stretched to 0..255
     n : int                  how many images
     """
     index, views = loader[0]
-    span = torch.stack([torch.stack([view.min(), view.max()]) for view in views]).cpu()
-    low, high = span[:, 0].min().item(), span[:, 1].max().item()
-    byte = [((view[:n].float().cpu() - low) / (high - low) * 255).round().to(torch.uint8).numpy() for view in views]
+    seen = [view[:n].float().cpu() for view in views]
+    low, high = np.quantile(np.concatenate([view.numpy().ravel() for view in seen]), [.02, .98])        # noise and glare should not darken the rest
+    byte = [((view - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8).numpy() for view in seen]
     images = loader.images.thumbnails([int(i) for i in index[:n]], views[0].shape[-1])
     return save_arrays(path, images=images, n_global=loader.views.n_global, **{f'view_{v}': view for v, view in enumerate(byte)})
