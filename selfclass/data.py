@@ -208,7 +208,7 @@ def _row_group(file, group, column):
                         'save the set again with the pictures embedded')
     return strings
 
-# %% ../nbs/10_data.ipynb #041-4f68b7b2
+# %% ../nbs/10_data.ipynb #041-dbe072bc
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Pictures with or without labels; `images[i]` is a uint8 tensor (3, H, W).
@@ -243,17 +243,36 @@ class ImageSet:
     def __repr__(self): return _describe(self)
 
     @property
-    def in_memory(self) -> bool: return self.pixels is not None
-    @property
-    def size(self) -> tuple[int, int] | None: return _shared_size(self)
-    @property
-    def n_classes(self) -> int | None: return _count_classes(self)
+    def in_memory(self) -> bool:
+        "Whether the pixels are held as one tensor."
+        return self.pixels is not None
 
-    def subset(self, index) -> 'ImageSet': return _subset(self, index)        # the chosen images, in that order
-    def batch(self, index): return _batch(self, index)                        # tensor (B, 3, H, W), or a list if decoded on demand
-    def thumbnails(self, index=None, size: int = 64) -> torch.Tensor: return _thumbnails(self, index, size)
     @property
-    def unlabelled(self) -> 'ImageSet': return replace(self, labels=None, class_names=None)
+    def size(self) -> tuple[int, int] | None:
+        "Height and width that all images share, or None."
+        return _shared_size(self)
+
+    @property
+    def n_classes(self) -> int | None:
+        "Number of classes, or None without labels."
+        return _count_classes(self)
+
+    @property
+    def unlabelled(self) -> 'ImageSet':
+        "The same images without labels and class names."
+        return replace(self, labels=None, class_names=None)
+
+    def subset(self, index) -> 'ImageSet':
+        "The images at these positions, in that order."
+        return _subset(self, index)
+
+    def batch(self, index):
+        "Images at these positions: a tensor (B, 3, H, W), or a list of (3, H, W) when they are decoded on demand."
+        return _batch(self, index)
+
+    def thumbnails(self, index=None, size: int = 64) -> torch.Tensor:
+        "Small square copies, uint8 (B, 3, size, size), of these or of all images."
+        return _thumbnails(self, index, size)
 
 # %% ../nbs/10_data.ipynb #043-8682c2c0
 def _check_set(images):

@@ -163,7 +163,7 @@ def build_projector(n_features: int, hidden: int | tuple[int, ...] | None = 4096
     _check_counts('dim', [dim])
     return nn.Sequential(OrderedDict(_mlp_layers((n_features, *hidden, dim), batch_norm))).apply(_draw_linear), dim
 
-# %% ../nbs/20_model.ipynb #037-a8d6bb88
+# %% ../nbs/20_model.ipynb #037-5737f06d
 class WeightNormLinear(nn.Module):
     """Linear classifier without bias whose rows are a direction times a gain.
 
@@ -189,6 +189,7 @@ class WeightNormLinear(nn.Module):
         return F.normalize(self.direction, dim=1) * self.gain[:, None]
 
     def forward(self, z: Tensor) -> Tensor:
+        "Logits (B,C) of embeddings (B,D)."
         return F.linear(z, self.weight)
 
 # %% ../nbs/20_model.ipynb #043-dddb5ffc

@@ -212,7 +212,7 @@ def class_usage(ids: np.ndarray, n_classes: int) -> tuple[float, int]:
     entropy = -(share * np.log(share)).sum() / math.log(n_classes) if n_classes > 1 else 1.
     return float(abs(entropy)), int((sizes == 0).sum())
 
-# %% ../nbs/41_train.ipynb #022-8374266f
+# %% ../nbs/41_train.ipynb #022-24da6d72
 class Record:
     """What a run writes down after each epoch; also a part of its checkpoint.
 
@@ -250,9 +250,11 @@ class Record:
         self.rows.append(row)
 
     def state_dict(self):
+        "What a checkpoint keeps of the record."
         return {'rows': self.rows, 'epoch': self.epoch, 'ids': {k: [torch.from_numpy(a.astype(np.int32)) for a in v] for k, v in self.ids.items()}}
 
     def load_state_dict(self, state):
+        "Take over what a checkpoint kept."
         self.rows, self.epoch = state['rows'], state['epoch']
         self.ids = {k: [a.numpy().astype(np.uint16) for a in v] for k, v in state['ids'].items()}
 
