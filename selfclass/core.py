@@ -249,7 +249,7 @@ def array_hash(*arrays) -> str:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #034-26e94fb7
+# %% ../nbs/00_core.ipynb #034-4930b26d
 def save_arrays(path, **arrays) -> Path:
     """Write arrays as a compressed .npz, byte-stable and all or nothing.
 
@@ -314,8 +314,9 @@ def load_arrays(path) -> dict:
     MissingInputError       the file is not there; the message names the stage that writes it
     DataError               it is not such a file, or not a whole one
     """
+    path = require(path)
     try:
-        with np.load(require(path), allow_pickle=False) as found:
+        with np.load(path, allow_pickle=False) as found:
             return dict(found)
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise DataError(f'{path} is not a whole .npz file ({error}); delete it and make it again') from None

@@ -948,7 +948,7 @@ def _curves(predictions, labels, head):
     splits = [split for split in ('train', 'test') if labels.get(split) is not None and split in predictions]
     return {'epoch': predictions['epoch']} | {split: accuracy_over_epochs(predictions[split], labels[split], head) for split in splits}
 
-# %% ../nbs/64_report.ipynb #174-d8efcb1f
+# %% ../nbs/64_report.ipynb #174-513c61e2
 def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
     """Everything that the report shows of one method on one data set.
 
@@ -984,9 +984,9 @@ def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
     return run | {'shown': shown, 'head': run['scores'][shown]['best_head'], 'arrays': arrays, 'classes': arrays['classes'].tolist(),
                   'thumbnails': load_arrays(out/'embed'/method/dataset/'thumbnails.npz'), 'views': load_arrays(folder/'views.npz'),
                   'facts': {'protocol': 'trained without labels; scored on held-out images', 'seeds': list(seeds), 'seed of the single-run figures': shown,
-                            'images': config['data'], 'code': f"selfclass {config['selfclass']}", 'recipe': config['recipe']}}
+                            'health': config.get('health', 'not recorded'), 'images': config['data'], 'code': f"selfclass {config['selfclass']}", 'recipe': config['recipe']}}
 
-# %% ../nbs/64_report.ipynb #175-f9b94bfe
+# %% ../nbs/64_report.ipynb #175-3d02bc43
 def run_figures(run: Mapping, per_cluster: int = 9, clusters: int = 5) -> list:
     """The figures of a run that `load_run` gathered.
 
@@ -1004,12 +1004,13 @@ def run_figures(run: Mapping, per_cluster: int = 9, clusters: int = 5) -> list:
     probs = arrays[f"test_probs_{run['head']}"]
     ids, labels, names = probs.argmax(1), arrays.get('test_labels'), arrays.get('class_names')
     view_list = [views[f'view_{v}'] for v in range(sum(name.startswith('view_') for name in views))]
-    figures = [('curves', learning_curves(run['log'], run['curves'], run['classes']), 'Accuracy and loss against epochs (the form of Figure 4 of the paper).'),
+    figures = [('curves', learning_curves(run['log'], run['curves'], run['classes']), f"{'Accuracy and loss' if run['curves'] else 'Loss'} against epochs (the form of Figure 4 of the paper)."),
                ('views', views_preview(views['images'][:4], [view[:4] for view in view_list], int(views['n_global'])), 'What the network sees: images and the views that it is asked to call the same.'),
                ('sizes', cluster_sizes(np.bincount(ids, minlength=probs.shape[1]), probs.shape[1]), f'Held-out images in each cluster, seed {seed}; the line is the uniform prior.')]
     pixels, index = run['thumbnails']['pixels'], run['thumbnails']['index']
     if labels is None:
-        largest = np.argsort(-np.bincount(ids, minlength=probs.shape[1]), kind='stable')[:2 * clusters]
+        sizes = np.bincount(ids[index], minlength=probs.shape[1])
+        largest = [c for c in np.argsort(-sizes, kind='stable')[:2 * clusters] if sizes[c]]
         return [*figures, ('clusters', cluster_grid(pixels, ids[index], largest, per_cluster=per_cluster), 'Random images of the largest clusters.')]
     figures.insert(1, ('seeds', seed_strip(run['scores']), 'Each seed, and their mean.'))
     return figures + _labelled_figures(pixels, index, ids, labels, names, seed, per_cluster, clusters)

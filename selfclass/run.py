@@ -93,7 +93,7 @@ def _narrowed(name, section, keys):
         raise ParamsError(f"'{key}' is not in the section '{name}' of params.yaml; {nearest(key, section)}")
     return {key: section[key]}
 
-# %% ../nbs/02_run.ipynb #012-5f53704c
+# %% ../nbs/02_run.ipynb #012-c032ac5b
 KEYS = ('dataset', 'method', 'seed')           # what the command line chooses; everything else is a section
 
 
@@ -118,6 +118,8 @@ def read_params(path=None) -> dict:
     for name in params:
         if known and name not in known | {'datasets', 'methods', 'seeds'}:
             raise ParamsError(f"{path.name}: no stage reads a section '{name}'; {nearest(name, sorted(known | {'methods'}))}")
+    if params.get('seeds') == []:
+        raise ParamsError(f'{path.name}: seeds is empty; list at least one, such as seeds: [0]')
     return params
 
 # %% ../nbs/02_run.ipynb #016-c1b033b5
@@ -156,7 +158,7 @@ def _without_addresses(value):
         return [_without_addresses(line) for line in value]
     return re.sub(r'0x[0-9a-f]{6,}', '0x…', value) if isinstance(value, str) else value
 
-# %% ../nbs/02_run.ipynb #020-6b286a84
+# %% ../nbs/02_run.ipynb #020-755eecf1
 @contextmanager
 def drawn_progress(label: str):
     """Draw the bars of a kernel while the block runs.
@@ -198,7 +200,7 @@ def _paint(source, label, stop):
                 continue                # two kernels may write at once
             if bar is None or bar.desc != f"{label} {said['desc']}: ":
                 bar and bar.close()
-                bar = tqdm(total=said['total'], desc=f"{label} {said['desc']}", position=1, leave=False, dynamic_ncols=True)
+                bar = tqdm(total=said['total'], desc=f"{label} {said['desc']}", position=1, leave=False, ncols=shutil.get_terminal_size().columns)
             bar.n = said['n']
             bar.set_postfix_str(said['note'])
     bar and bar.close()
@@ -237,7 +239,7 @@ def _error_names():
         kinds.extend(kind.__subclasses__())
     return {kind.__name__ for kind in kinds}
 
-# %% ../nbs/02_run.ipynb #030-fd1c9115
+# %% ../nbs/02_run.ipynb #030-cbf500b4
 def run_stage(stage: str, keys: dict, params_file=None) -> Path:
     """Execute the notebook of a stage with typed parameters.
 
@@ -280,7 +282,7 @@ def _execute(source, values, label):
     except ImportError:
         raise MissingInputError('a stage needs papermill; install the extra: pip install selfclass[pipeline]') from None
     with tempfile.TemporaryDirectory() as folder, drawn_progress(label):
-        target, bar = f'{folder}/executed.ipynb', {'desc': label, 'leave': False} if sys.stderr.isatty() else False
+        target, bar = f'{folder}/executed.ipynb', {'desc': label, 'leave': False, 'ncols': shutil.get_terminal_size().columns} if sys.stderr.isatty() else False
         try:
             papermill.execute_notebook(source, target, values, kernel_name='python3', progress_bar=bar, record_timing=False, cwd=str(root()),
                                        extra_arguments=['--IPKernelApp.log_level=ERROR'])
