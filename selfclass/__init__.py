@@ -3,12 +3,12 @@ __version__ = "0.1.0"
 
 import importlib
 
-_MODULES = ('augment', 'core', 'data', 'dist', 'embed', 'errors', 'hub', 'lars', 'loss', 'metrics', 'model', 'probe', 'report', 'run', 'search',
+_MODULES = ('augment', 'cli', 'core', 'data', 'dist', 'embed', 'errors', 'hub', 'kernels', 'lars', 'loss', 'metrics', 'model', 'probe', 'report', 'run', 'search',
             'selfclassifier', 'train')
 _HOME = {
     'MultiCrop': 'augment', 'ImageSet': 'data', 'load_images': 'data', 'embed_images': 'embed', 'SelfclassError': 'errors',
     'save_pretrained': 'hub', 'load_pretrained': 'hub', 'import_official': 'hub', 'LARS': 'lars', 'uniform_prior_loss': 'loss', 'multi_head_loss': 'loss',
-    'cluster_scores': 'metrics', 'internal_scores': 'metrics', 'ClusterNet': 'model', 'linear_probe': 'probe', 'knn_probe': 'probe', 'top_k': 'search',
+    'cluster_scores': 'metrics', 'internal_scores': 'metrics', 'launch': 'dist', 'ClusterNet': 'model', 'linear_probe': 'probe', 'knn_probe': 'probe', 'top_k': 'search',
     'NeighbourQueue': 'selfclassifier', 'fit_selfclassifier': 'selfclassifier',
 }
 __all__ = sorted(_HOME)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['root', 'read_yaml', 'nearest', 'check_arguments', 'save_json', 'load_json', 'file_hash', 'array_hash', 'save_arrays',
-           'require', 'load_arrays', 'seed_everything', 'progress']
+           'require', 'load_arrays', 'seed_everything', 'progress', 'heard_progress']
 
-# %% ../nbs/00_core.ipynb #002-0a485f85
-import difflib, hashlib, inspect, json, os, random, re, sys, types, typing, zipfile
+# %% ../nbs/00_core.ipynb #002-385af125
+import difflib, hashlib, inspect, json, os, random, re, select, shutil, sys, tempfile, threading, types, typing, zipfile
 from collections.abc import Iterable, Mapping
 from configparser import ConfigParser
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -385,3 +386,43 @@ def progress(iterable=None, total: int | None = None, desc: str = ''):
         from tqdm.notebook import tqdm as notebook_bar
         return notebook_bar(iterable, total=total, desc=desc, mininterval=.5)
     return tqdm(iterable, total=total, desc=desc, disable=None, mininterval=.5, dynamic_ncols=True)
+
+# %% ../nbs/00_core.ipynb #045-39553661
+@contextmanager
+def heard_progress(draw):
+    """Hear the bars of the processes that are started while the block runs.
+
+    Parameters
+    ----------
+    draw : callable    called in a thread with desc, n, total and note of each report, as keywords
+    """
+    folder, before = tempfile.mkdtemp(), os.environ.get('SELFCLASS_PROGRESS')
+    os.mkfifo(pipe := os.path.join(folder, 'progress'))
+    source, stop = os.open(pipe, os.O_RDWR | os.O_NONBLOCK), threading.Event()
+    listener = threading.Thread(target=_listen, args=(source, draw, stop), daemon=True)
+    listener.start()
+    os.environ['SELFCLASS_PROGRESS'] = pipe
+    try:
+        yield
+    finally:
+        os.environ.pop('SELFCLASS_PROGRESS')
+        os.environ |= {} if before is None else {'SELFCLASS_PROGRESS': before}
+        stop.set()
+        listener.join(2)
+        os.close(source)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listen(source, draw, stop):
+    "Hand each line of JSON in a pipe to `draw`, until told to stop and nothing is left."
+    rest = ''
+    while select.select([source], [], [], .2)[0] or not stop.is_set():
+        try:
+            *lines, rest = (rest + os.read(source, 65536).decode()).split('\n')
+        except BlockingIOError:
+            continue
+        for line in lines:
+            try:
+                draw(**json.loads(line))
+            except ValueError:
+                continue                # two processes may write at once

@@ -6,14 +6,14 @@
 __all__ = ['KEYS', 'stage_notebook', 'parameter_names', 'stage_values', 'read_params', 'normalised', 'drawn_progress',
            'circumstances', 'StageError', 'run_stage', 'use_recipe', 'main']
 
-# %% ../nbs/02_run.ipynb #002-140dc3d5
-import argparse, ast, json, os, platform, re, select, shutil, subprocess, sys, tempfile, threading, time
+# %% ../nbs/02_run.ipynb #002-1490299d
+import argparse, ast, json, os, platform, re, shutil, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from .core import load_json, nearest, read_yaml, root, save_json
+from .core import heard_progress, load_json, nearest, read_yaml, root, save_json
 from .errors import MissingInputError, ParamsError, SelfclassError
 
 # %% ../nbs/02_run.ipynb #005-07fbd576
@@ -158,7 +158,7 @@ def _without_addresses(value):
         return [_without_addresses(line) for line in value]
     return re.sub(r'0x[0-9a-f]{6,}', '0x…', value) if isinstance(value, str) else value
 
-# %% ../nbs/02_run.ipynb #020-755eecf1
+# %% ../nbs/02_run.ipynb #020-b1d4f9ed
 @contextmanager
 def drawn_progress(label: str):
     """Draw the bars of a kernel while the block runs.
@@ -171,39 +171,21 @@ def drawn_progress(label: str):
         os.environ['SELFCLASS_PROGRESS'] = 'off'
         yield
         return
-    folder = tempfile.mkdtemp()
-    os.mkfifo(pipe := os.path.join(folder, 'progress'))
-    source, stop = os.open(pipe, os.O_RDWR | os.O_NONBLOCK), threading.Event()
-    painter = threading.Thread(target=_paint, args=(source, label, stop), daemon=True)
-    painter.start()
-    os.environ['SELFCLASS_PROGRESS'] = pipe
-    try:
+    bars = {}
+    with heard_progress(lambda **said: _draw(bars, f"{label} {said['desc']}", **said)):
         yield
-    finally:
-        stop.set()
-        painter.join(2)
-        os.close(source)
-        shutil.rmtree(folder, ignore_errors=True)
+    for bar in bars.values():
+        bar.close()
 
 
-def _paint(source, label, stop):
-    "Read lines of JSON from a pipe and draw the latest as a bar."
-    bar, rest = None, ''
-    while not stop.is_set():
-        if not select.select([source], [], [], .2)[0]:
-            continue
-        *lines, rest = (rest + os.read(source, 65536).decode()).split('\n')
-        for line in lines:
-            try:
-                said = json.loads(line)
-            except ValueError:
-                continue                # two kernels may write at once
-            if bar is None or bar.desc != f"{label} {said['desc']}: ":
-                bar and bar.close()
-                bar = tqdm(total=said['total'], desc=f"{label} {said['desc']}", position=1, leave=False, ncols=shutil.get_terminal_size().columns)
-            bar.n = said['n']
-            bar.set_postfix_str(said['note'])
-    bar and bar.close()
+def _draw(bars, label, desc, n, total, note):
+    "Draw a report below papermill's bar, in the place of the bar of another label."
+    if label not in bars:
+        for name in list(bars):
+            bars.pop(name).close()
+        bars[label] = tqdm(total=total, desc=label, position=1, leave=False, ncols=shutil.get_terminal_size().columns)
+    bars[label].n = n
+    bars[label].set_postfix_str(note)
 
 # %% ../nbs/02_run.ipynb #024-66d92033
 def circumstances() -> dict:

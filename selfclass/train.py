@@ -4,27 +4,28 @@
 
 # %% auto #0
 __all__ = ['ViewLoader', 'fit', 'Checkpoint', 'checkpoint_folder', 'class_usage', 'Record', 'diagnosis', 'Run', 'save_run',
-           'sample_views']
+           'sample_views', 'method_function', 'train_and_save']
 
-# %% ../nbs/41_train.ipynb #002-d4f4bbce
+# %% ../nbs/41_train.ipynb #002-a65cad3d
 import csv, hashlib, io, json, math, shutil
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .core import progress, root, save_arrays
+from .core import check_arguments, nearest, progress, root, save_arrays
 from .data import ImageSet
-from .dist import rank, world_size
+from .dist import all_gather_batch, rank, world_size
 from .embed import assign_images
 from .errors import DataError, ParamsError, TrainingError
 from .hub import save_pretrained
 from .loss import collapse_loss
 from .model import ClusterNet
 
-# %% ../nbs/41_train.ipynb #005-edb63b33
+# %% ../nbs/41_train.ipynb #005-ac193cbd
 def _generator(*numbers, device='cpu'):
     "A random generator that is a function of some whole numbers."
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
@@ -37,7 +38,7 @@ class ViewLoader(Dataset):
     Parameters
     ----------
     images : ImageSet        what to train on
-    views : callable         `views(uint8 images, generator)` -> list of V float tensors (a `MultiCrop`)
+    views : callable         `views(uint8 images, generator, share)` -> list of V float tensors (a `MultiCrop`)
     batch_size : int         images per batch over all processes, at least 2
     seed : int
     device : torch.device    where sets that fit in memory are kept, and augmented
@@ -79,7 +80,7 @@ class ViewLoader(Dataset):
     def __getitem__(self, i):
         index = self.index(i)
         batch = [self.images[n] for n in index] if self.pixels is None else self.pixels[index.to(self.device)]
-        return index, self.views(batch, _generator(self.seed, self.epoch, i, self.share[0], device=self.device))
+        return index, self.views(batch, _generator(self.seed, self.epoch, i, 0, device=self.device))#SHARE
 
     def __iter__(self):
         if self.pixels is not None:
@@ -212,7 +213,7 @@ def class_usage(ids: np.ndarray, n_classes: int) -> tuple[float, int]:
     entropy = -(share * np.log(share)).sum() / math.log(n_classes) if n_classes > 1 else 1.
     return float(abs(entropy)), int((sizes == 0).sum())
 
-# %% ../nbs/41_train.ipynb #022-24da6d72
+# %% ../nbs/41_train.ipynb #022-85d41c9a
 class Record:
     """What a run writes down after each epoch; also a part of its checkpoint.
 
@@ -244,10 +245,19 @@ class Record:
         if (epoch + 1) % self.every == 0 or epoch + 1 == self.epochs:
             self.epoch.append(epoch + 1)
             for name, images in self.watched.items():
-                self.ids[name].append(assign_images(self.net, images, self.plain, device=str(next(self.net.parameters()).device), workers=self.workers))
+                self.ids[name].append(self.assign(images))
             usage = [class_usage(ids, c) for ids, c in zip(next(iter(self.ids.values()))[-1], self.net.classes)]
             row |= {'usage_entropy': round(float(np.mean([u for u, _ in usage])), 6), 'empty_classes': sum(e for _, e in usage)}
         self.rows.append(row)
+
+    def assign(self, images):
+        "Cluster ids (H, N) of all images; each process sees to its share."
+        device = str(next(self.net.parameters()).device)
+        if world_size() == 1:
+            return assign_images(self.net, images, self.plain, device=device, workers=self.workers)
+        even = np.arange(-(-len(images) // world_size()) * world_size()) % len(images)         # the same number for each process
+        mine = assign_images(self.net, images.subset(even[rank()::world_size()]), self.plain, device=device, workers=self.workers)
+        return all_gather_batch(torch.from_numpy(mine.astype(np.int32).T).to(device))[:len(images)].T.cpu().numpy().astype(np.uint16)
 
     def state_dict(self):
         "What a checkpoint keeps of the record."
@@ -346,3 +356,59 @@ def sample_views(loader: ViewLoader, path, n: int = 8) -> Path:
     byte = [((view - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8).numpy() for view in seen]
     images = loader.images.thumbnails([int(i) for i in index[:n]], views[0].shape[-1])
     return save_arrays(path, images=images, n_global=loader.views.n_global, **{f'view_{v}': view for v, view in enumerate(byte)})
+
+# %% ../nbs/41_train.ipynb #036-afb8030f
+def method_function(method: str, recipe: dict):
+    """The `fit_*` that an entry of `methods:` stands for.
+
+    Parameters
+    ----------
+    method : str     name of the entry
+    recipe : dict    the entry; its `module`, if any, names the module
+
+    Returns
+    -------
+    callable
+
+    Raises
+    ------
+    ParamsError      there is no such method
+    """
+    name = recipe.get('module', method)
+    try:
+        return getattr(import_module(f'{__package__ or "selfclass"}.{name}'), f'fit_{name}')
+    except (ModuleNotFoundError, AttributeError):
+        known = sorted(nb.stem for nb in Path(__file__).parent.glob('*.py') if f'def fit_{nb.stem}(' in nb.read_text(encoding='utf-8'))
+        raise ParamsError(f"methods.{method}: there is no method '{name}'; {nearest(name, known)}, or say `module:`") from None
+
+# %% ../nbs/41_train.ipynb #038-4fc2ac1d
+def train_and_save(images: ImageSet, held_out: ImageSet, folder, dataset: str, method: str, seed: int, pretrain: dict, recipe: dict, checkpoints=None,
+                   facts: dict = {}) -> dict:
+    """Train by one entry of `methods:` and write the run.
+
+    Parameters
+    ----------
+    images, held_out : ImageSet    what is trained on, and what is only predicted
+    folder : Path                  where the run goes (`save_run`, `sample_views`)
+    dataset, method : str          names, for config.json
+    seed : int
+    pretrain, recipe : dict        sections `pretrain` and `methods.<method>`: arguments of the method's `fit_*`
+    checkpoints : Path             folder for resuming; None = no checkpoints
+    facts : dict                   more for config.json: hashes of the data, …
+
+    Returns
+    -------
+    dict                           health (a sentence), last (row of the log), head_loss, speed
+
+    Raises
+    ------
+    ParamsError, DataError, TrainingError
+    """
+    train, here = method_function(method, recipe), ('images', 'held_out', 'seed', 'checkpoints', *pretrain)
+    numbers = check_arguments(train, {name: value for name, value in recipe.items() if name != 'module'}, f'methods.{method}', supplied=here)
+    run = train(images, held_out=held_out, seed=seed, checkpoints=checkpoints, **check_arguments(train, pretrain, 'pretrain'), **numbers)
+    health = diagnosis(run.record.rows, run.net.classes, run.record.collapse)
+    if not rank():
+        sample_views(run.loader, Path(folder)/'views.npz')
+        save_run(run, folder, dataset=dataset, method=method, seed=seed, recipe=recipe, pretrain=pretrain, health=health, **facts)
+    return {'health': health, 'last': run.record.rows[-1], 'head_loss': run.head_loss, 'speed': run.speed}
