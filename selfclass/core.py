@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['root', 'read_yaml', 'nearest', 'check_arguments', 'save_json', 'load_json', 'file_hash', 'array_hash', 'save_arrays',
-           'require', 'load_arrays', 'seed_everything', 'progress', 'heard_progress']
+           'require', 'load_arrays', 'seed_everything', 'screen_bar', 'progress', 'heard_progress']
 
 # %% ../nbs/00_core.ipynb #002-385af125
 import difflib, hashlib, inspect, json, os, random, re, select, shutil, sys, tempfile, threading, types, typing, zipfile
@@ -341,7 +341,7 @@ def seed_everything(seed: int):
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #041-80f26c0f
+# %% ../nbs/00_core.ipynb #041-80b47501
 class _PipeBar(tqdm):
     "A bar that is drawn by the process at the other end of a pipe."
 
@@ -364,6 +364,14 @@ def _in_jupyter():
     return type(shell).__name__ == 'ZMQInteractiveShell' and 'IN_TEST' not in os.environ
 
 
+def screen_bar(iterable=None, total: int | None = None, desc: str = ''):
+    "A bar that this process draws itself: a widget in Jupyter, text in a terminal, nothing elsewhere. Arguments as for `progress`."
+    if _in_jupyter():
+        from tqdm.notebook import tqdm as notebook_bar
+        return notebook_bar(iterable, total=total, desc=desc, mininterval=.5)
+    return tqdm(iterable, total=total, desc=desc, disable=None, mininterval=.5, dynamic_ncols=True)
+
+
 def progress(iterable=None, total: int | None = None, desc: str = ''):
     """A progress bar for the place the program runs in.
 
@@ -382,10 +390,7 @@ def progress(iterable=None, total: int | None = None, desc: str = ''):
         return tqdm(iterable, total=total, desc=desc, disable=True)
     if pipe:
         return _PipeBar(iterable, total=total, desc=desc, pipe=pipe)
-    if _in_jupyter():
-        from tqdm.notebook import tqdm as notebook_bar
-        return notebook_bar(iterable, total=total, desc=desc, mininterval=.5)
-    return tqdm(iterable, total=total, desc=desc, disable=None, mininterval=.5, dynamic_ncols=True)
+    return screen_bar(iterable, total, desc)
 
 # %% ../nbs/00_core.ipynb #045-39553661
 @contextmanager

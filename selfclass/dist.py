@@ -6,7 +6,7 @@
 __all__ = ['pick_device', 'world_size', 'rank', 'sum_over_ranks', 'max_over_ranks', 'all_gather_rows', 'all_gather_batch',
            'whole_group', 'data_parallel', 'share_batch_norm', 'process_group', 'launch']
 
-# %% ../nbs/01_dist.ipynb #002-38216576
+# %% ../nbs/01_dist.ipynb #002-b3611d6c
 import inspect, logging, os, re, shutil, signal, sys, tempfile
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from . import errors
-from .core import heard_progress, progress
+from .core import heard_progress, screen_bar
 from .errors import ParamsError, TrainingError
 
 # %% ../nbs/01_dist.ipynb #005-6d1b10c2
@@ -314,7 +314,7 @@ def _quiet_agent():
         for name, level in loggers.items():
             logging.getLogger(name).setLevel(level)
 
-# %% ../nbs/01_dist.ipynb #044-355ff9f2
+# %% ../nbs/01_dist.ipynb #044-3aa75aad
 def _drawn():
     "Bars of the processes drawn here, unless somebody listens already or nobody should."
     if 'SELFCLASS_PROGRESS' in os.environ or not hasattr(os, 'mkfifo'):
@@ -322,7 +322,7 @@ def _drawn():
     bars = {}
 
     def draw(desc, n, total, note):
-        bar = bars[desc] if desc in bars else bars.setdefault(desc, progress(total=total, desc=desc))
+        bar = bars[desc] if desc in bars else bars.setdefault(desc, screen_bar(total=total, desc=desc))
         bar.set_postfix_str(note, refresh=False)
         bar.update(n - bar.n)
         if n == total:
