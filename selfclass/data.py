@@ -6,11 +6,12 @@
 __all__ = ['decode', 'fit_square', 'Encoded', 'PackedBytes', 'ParquetRows', 'ImageSet', 'from_arrays', 'write_digits',
            'data_root', 'load_images', 'to_pixels', 'load_splits', 'readable', 'data_hash', 'show_grid']
 
-# %% ../nbs/10_data.ipynb #002-0c850986
+# %% ../nbs/10_data.ipynb #002-2eaede08
 import hashlib, io, json, math, operator, os, re, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def fit_square(pixels: torch.Tensor, size: int) -> torch.Tensor:
         fitted[i] = np.asarray(scaled).transpose(2, 0, 1)
     return torch.from_numpy(fitted)
 
-# %% ../nbs/10_data.ipynb #019-50cd5d32
+# %% ../nbs/10_data.ipynb #019-8f2e1828
 @dataclass(frozen=True)
 class Encoded:
     """One picture that is not decoded yet.
@@ -126,7 +127,7 @@ class Encoded:
     name: str | None = None
     resize: int | None = None
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         "Height and width of the upright picture, from its header."
         if self.resize:

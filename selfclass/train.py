@@ -6,9 +6,11 @@
 __all__ = ['ViewLoader', 'fit', 'Checkpoint', 'checkpoint_folder', 'class_usage', 'Record', 'diagnosis', 'Run', 'save_run',
            'sample_views', 'method_function', 'train_and_save']
 
-# %% ../nbs/41_train.ipynb #002-a65cad3d
+# %% ../nbs/41_train.ipynb #002-a647a338
 import csv, hashlib, io, json, math, shutil
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 
@@ -25,11 +27,24 @@ from .hub import save_pretrained
 from .loss import collapse_loss
 from .model import ClusterNet
 
-# %% ../nbs/41_train.ipynb #005-ac193cbd
+# %% ../nbs/41_train.ipynb #005-603f8901
 def _generator(*numbers, device='cpu'):
     "A random generator that is a function of some whole numbers."
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state) % 2**63)
+
+
+class _Places:
+    "Epoch and number of each batch of a loader's epoch."
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return ((self.loader.epoch, i) for i in range(len(self.loader)))
 
 
 class ViewLoader(Dataset):
@@ -38,11 +53,11 @@ class ViewLoader(Dataset):
     Parameters
     ----------
     images : ImageSet        what to train on
-    views : callable         `views(uint8 images, generator, share)` -> list of V float tensors (a `MultiCrop`)
+    views : MultiCrop        images, generator and this process's share -> list of V tensors
     batch_size : int         images per batch over all processes, at least 2
     seed : int
     device : torch.device    where sets that fit in memory are kept, and augmented
-    workers : int            processes that decode and augment sets that do not fit in memory (on the CPU; the step moves the views)
+    workers : int            processes that decode and augment sets that do not fit in memory, on the CPU; views travel as bytes
 
     Raises
     ------
@@ -59,7 +74,7 @@ class ViewLoader(Dataset):
             raise DataError(f"'{images.name}' has {len(images)} images, fewer than one batch of {batch_size}; lower batch_size or add images")
         self.images, self.views, self.batch_size, self.seed = images, views, batch_size, seed
         self.pixels = None if images.pixels is None else images.pixels.to(device)
-        self.device = torch.device('cpu') if self.pixels is None else device          # where views are made
+        self.device, self.target = torch.device('cpu') if self.pixels is None else device, device          # where views are made, and wanted
         self.workers, self.epoch, self.share = workers, 0, (rank(), world_size())        # a worker process knows no group
         self._order = (None, None)
 
@@ -70,23 +85,31 @@ class ViewLoader(Dataset):
     def __len__(self):
         return len(self.images) // self.batch_size
 
-    def index(self, i):
-        "Positions in the data set of this process's share of batch `i`: (batch_size / processes,)."
-        if self._order[0] != self.epoch:
-            self._order = self.epoch, torch.randperm(len(self.images), generator=_generator(self.seed, self.epoch))
+    def index(self, i, epoch=None):
+        "Positions in the data set of this process's share of batch `i` (of the chosen epoch): (batch_size / processes,)."
+        epoch = self.epoch if epoch is None else epoch
+        if self._order[0] != epoch:
+            self._order = epoch, torch.randperm(len(self.images), generator=_generator(self.seed, epoch))
         first, step = self.share
         return self._order[1][i * self.batch_size:(i + 1) * self.batch_size][first::step]
 
-    def __getitem__(self, i):
-        index = self.index(i)
-        batch = [self.images[n] for n in index] if self.pixels is None else self.pixels[index.to(self.device)]
-        return index, self.views(batch, _generator(self.seed, self.epoch, i, 0, device=self.device))#SHARE
+    def __getitem__(self, place):
+        epoch, i = place if isinstance(place, tuple) else (self.epoch, place)
+        index, generator = self.index(i, epoch), _generator(self.seed, epoch, i, 0, device=self.device)
+        if self.pixels is None:
+            return index, self.views.from_files(self.images.encoded(index), generator, self.share)
+        return index, self.views(self.pixels[index.to(self.device)], generator, self.share)
+
+    @cached_property
+    def _decoded(self):
+        "Batches made by workers, which live as long as the loader; what they make is said to them batch by batch."
+        return DataLoader(copy(self), batch_size=None, sampler=_Places(self), num_workers=self.workers, persistent_workers=self.workers > 0,
+                          pin_memory=self.target.type == 'cuda', multiprocessing_context='spawn' if self.workers else None)
 
     def __iter__(self):
         if self.pixels is not None:
             return (self[i] for i in range(len(self)))
-        return iter(DataLoader(self, batch_size=None, sampler=range(len(self)), num_workers=self.workers,
-                               multiprocessing_context='spawn' if self.workers else None))
+        return ((index, self.views.normalise([view.to(self.target, non_blocking=True) for view in views])) for index, views in self._decoded)
 
 # %% ../nbs/41_train.ipynb #009-d3ead8a6
 def fit(step, loader, optimizer, lr_at, epochs: int, on_epoch=lambda epoch, loss, lr: None, start: int = 0):

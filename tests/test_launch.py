@@ -12,6 +12,7 @@ import torch
 import workers
 import yaml
 from conftest import ROOT, python
+from PIL import Image
 from safetensors.torch import load_file
 
 from selfclass.dist import launch
@@ -68,6 +69,21 @@ def test_training_does_not_depend_on_the_number_of_processes(params, tmp_path):
         said = train(params, tmp_path/f'{n}', '--processes', str(n)).stdout
         assert f'with {n} process(es)' in said
         assert_same_run(tmp_path/'one', tmp_path/f'{n}')
+
+
+def test_pictures_decoded_by_workers_too(params, tmp_path):
+    "A folder of JPEGs of different sizes, decoded on demand by spawned workers of two processes."
+    draw = np.random.default_rng(0)
+    (tmp_path/'pictures').mkdir()
+    for i in range(40):
+        coarse = draw.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((60 + i, 90 - i)).save(tmp_path/'pictures'/f'{i:02}.jpg')
+    recipe = SMALL['methods']['selfclassifier'] | {'epochs': 1, 'queue': 0, 'schedule': {}}
+    for n, workers in ((1, 0), (2, 1)):
+        params.write_text(yaml.safe_dump(SMALL | {'datasets': {'mine': {'source': str(tmp_path/'pictures'), 'test': .2}}, 'methods': {'selfclassifier': recipe},
+                                                  'pretrain': {'batch_size': 16, 'device': 'cpu', 'workers': workers}}))
+        train(params, tmp_path/f'{n}', '--processes', str(n))
+    assert_same_run(tmp_path/'1', tmp_path/'2')
 
 
 def test_torchrun_starts_the_same_module(params, tmp_path):
