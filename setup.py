@@ -14,7 +14,7 @@ setup(
     author=meta['author'], author_email=meta['author_email'], license='Apache-2.0', license_files=['LICENSE'],
     url=f"https://github.com/{meta['user']}/{meta['repo']}", python_requires=f">={meta['min_python']}",
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=['selfclass', 'selfclass.*']), package_data={'selfclass': ['py.typed']},
+    packages=find_packages(include=['selfclass', 'selfclass.*']), package_data={'selfclass': ['py.typed', '*.json', '*.json.gz']},
     install_requires=meta['requirements'].split(), extras_require=extras,
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3 :: Only'],
     zip_safe=False,

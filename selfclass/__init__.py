@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 
 import importlib
 
-_MODULES = ('augment', 'cli', 'core', 'data', 'dist', 'embed', 'errors', 'hub', 'kernels', 'lars', 'loss', 'metrics', 'model', 'probe', 'report', 'run', 'search',
+_MODULES = ('augment', 'cli', 'core', 'data', 'dist', 'embed', 'errors', 'hub', 'kernels', 'lars', 'loss', 'metrics', 'model', 'probe', 'published', 'report', 'run', 'search',
             'selfclassifier', 'train')
 _HOME = {
     'MultiCrop': 'augment', 'ImageSet': 'data', 'load_images': 'data', 'embed_images': 'embed', 'SelfclassError': 'errors',

@@ -7,13 +7,18 @@ __all__ = ['HEADLINE', 'INTERNAL', 'UNLABELLED', 'summarise', 'results_table', '
            'alt_text', 'save_figure', 'accuracy_over_epochs', 'learning_curves', 'seed_strip', 'rank_clusters',
            'cluster_grid', 'cluster_titles', 'wrong_images', 'confusion_figure', 'confusion_csv', 'cluster_sizes',
            'views_preview', 'report_page', 'save_page', 'save_table', 'load_run', 'run_figures', 'save_figures',
-           'run_confusion', 'loss_csv']
+           'run_confusion', 'loss_csv', 'Comparison', 'compare', 'comparison_markdown', 'comparison_html',
+           'comparison_latex', 'comparison_csv', 'pipeline_scores', 'comparisons', 'not_run', 'comparison_page',
+           'save_comparisons', 'write_tables', 'main']
 
-# %% ../nbs/64_report.ipynb #002-82d47b31
-import base64, csv, html, io, math
+# %% ../nbs/64_report.ipynb #002-9b548f90
+import argparse, base64, csv, html, io, math, re, sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import matplotlib.pyplot as plt
@@ -23,9 +28,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from .core import load_arrays, load_json, require
-from .errors import DataError, MissingInputError, MissingLabelsError, ParamsError
+from .core import load_arrays, load_json, nearest, read_yaml, require, root
+from .errors import DataError, MissingInputError, MissingLabelsError, ParamsError, SelfclassError
 from .metrics import accuracy, cluster_accuracy, confusion, match_clusters, mean_sd
+from .published import Number, PublishedTable, published, published_data, published_tables
 
 # %% ../nbs/64_report.ipynb #007-7e677556
 def summarise(scores: Mapping, prefix: str) -> dict:
@@ -1074,3 +1080,673 @@ def loss_csv(run: Mapping) -> str:
     epochs = next(iter(run['log'].values()))['epoch']
     means = np.mean([log['loss'] for log in run['log'].values()], axis=0)
     return 'epoch,loss\n' + ''.join(f'{int(epoch)},{loss:.6f}\n' for epoch, loss in zip(epochs, means))
+
+# %% ../nbs/64_report.ipynb #183-13a092ae
+class _Ours(NamedTuple):
+    "One run of ours, or several seeds of it, as a row to be."
+    spreads: dict             # flat metric -> mean, sd, n
+    dataset: str | None       # None: the data of the table
+    method: str
+    labels: dict
+    protocol: str
+    note: str
+
+# %% ../nbs/64_report.ipynb #185-c91c38e8
+def _spreads(scores):
+    "Metric -> spread, of one run, of {seed: run}, or of what are spreads already."
+    if not scores:
+        return {}
+    if all(isinstance(value, Mapping) and 'mean' in value for value in scores.values()):
+        return dict(scores)
+    runs = scores if all(isinstance(value, Mapping) for value in scores.values()) else {0: scores}
+    return {key.split('/', 2)[2]: spread for key, spread in summarise(runs, 'our/run').items()}
+
+
+def _is_summary(scores):
+    "Whether a mapping has names like those of summary.json: dataset/method/metric for each."
+    named = isinstance(scores, Mapping) and bool(scores) and all(str(key).count('/') >= 2 for key in scores)
+    return named and all(isinstance(value, Mapping) for value in scores.values())
+
+# %% ../nbs/64_report.ipynb #187-e775cb85
+def _our_runs(scores, about):
+    "The rows of ours that `scores` describes."
+    if _is_summary(scores):
+        found = {}
+        for key, spread in scores.items():
+            dataset, method, metric = _split_key(key)
+            found.setdefault((dataset, method), {})[metric] = spread
+        return [_our_run({'scores': spreads, 'dataset': dataset, 'method': method} | about)
+                for (dataset, method), spreads in found.items()]
+    if isinstance(scores, Mapping) or scores is None:
+        return [_our_run({'scores': scores} | about)]
+    return [_our_run(about | dict(entry)) for entry in scores]
+
+
+def _our_run(entry):
+    "A row of ours; what is neither scores nor data nor a remark is a label."
+    entry = {'dataset': None, 'method': 'selfclassifier', 'protocol': '', 'note': ''} | entry
+    spreads = _spreads(entry.pop('scores', None))
+    dataset, method, protocol, note = (entry.pop(name) for name in ('dataset', 'method', 'protocol', 'note'))
+    return _Ours(spreads, dataset, method, entry, protocol, note)
+
+# %% ../nbs/64_report.ipynb #191-7a6d8a46
+def _same_data(a, b):
+    "Whether two names mean one data set."
+    return a is None or b is None or re.sub(r'[^a-z0-9]', '', a.lower()) == re.sub(r'[^a-z0-9]', '', b.lower())
+
+
+def _in_percent(spread, metric):
+    "A spread of shares as a number of the table."
+    if not -1 <= spread['mean'] <= 1:
+        raise DataError(f"{metric} should be a share between 0 and 1, found {spread['mean']:g}; "
+                        'divide percentages by 100')
+    in_percent = lambda share: None if share is None else round(100 * share, 10)   # 100 * 0.411 is 41.099999999999994
+    return Number(in_percent(spread['mean']), in_percent(spread['sd']), spread['n'])
+
+
+def _our_cells(table, run):
+    "Column -> number, of the columns that this run measures on the data of the table."
+    sets = list(dict.fromkeys(on for on, _ in table.ours.values()))
+    if run.spreads and run.dataset is None and len(sets) > 1:
+        raise ParamsError(f"{table.title} has several data sets; say which one the scores are of: dataset={sets[0]!r}")
+    its_own = lambda column: not table.column_is or str(run.labels.get(table.column_is)) == column
+    return {column: _in_percent(run.spreads[metric], metric) for column, (on, metric) in table.ours.items()
+            if metric in run.spreads and _same_data(on, run.dataset) and its_own(column)}
+
+# %% ../nbs/64_report.ipynb #195-88332fd5
+class _Text(NamedTuple):
+    "What stands in a cell, the footnotes it refers to, and its number if it is one."
+    text: str
+    marks: tuple = ()
+    number: Number | None = None
+
+
+class _Line(NamedTuple):
+    "A row of a comparison."
+    group: str
+    labels: tuple             # of _Text
+    cells: tuple              # of _Text
+    ours: bool
+    about: dict               # plain labels
+
+_NOT_RUN, _DASH = 'not run', '–'
+
+# %% ../nbs/64_report.ipynb #197-0dff3573
+def _decimals(number):
+    "Figures after the point that a published number was printed with."
+    return max(len(str(value).partition('.')[2]) for value in (number.mean, 0 if number.sd is None else number.sd))
+
+
+def _usual_decimals(table):
+    "Column -> the number of decimals that most of its numbers have."
+    usual = lambda several: max(sorted(set(several)), key=several.count) if several else 1
+    return {column: usual([_decimals(cell) for row in table.rows if (cell := row.cells.get(column))])
+            for column in table.columns}
+
+
+def _written(number, decimals):
+    "mean ± sd."
+    return f'{number.mean:.{decimals}f}' + ('' if number.sd is None else f' ± {number.sd:.{decimals}f}')
+
+# %% ../nbs/64_report.ipynb #200-6ae647d4
+def _label(value):
+    "A label in words."
+    return {True: 'yes', False: 'no'}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _published_line(table, row, usual, mark):
+    "A row of the paper; `mark` gives a footnote its number."
+    labels = [_Text(_label(row.labels[name])) if name in row.labels else _Text('') for name in table.labels]
+    if row.note and labels:
+        labels[0] = labels[0]._replace(marks=(mark(row.note),))
+    doubt = (mark(f'uncertain: {row.doubt}'),) if row.doubt else ()
+    cells = []
+    for column in table.columns:
+        number = row.cells.get(column)
+        missing = _DASH if column in row.cells else ''
+        text = _written(number, max(usual[column], _decimals(number))) if number else missing
+        cells.append(_Text(text, doubt if column in row.doubtful else (), number))
+    return _Line(row.protocol, tuple(labels), tuple(cells), False, dict(row.labels))
+
+# %% ../nbs/64_report.ipynb #202-ff945190
+def _our_line(table, run, cells, usual, mark, group):
+    "A row of ours: what it measured, and `not run` for the rest."
+    unknown = next((name for name in run.labels if name not in (*table.labels, *table.fixed, table.column_is)), None)
+    if unknown:
+        raise ParamsError(f"{table.title} has no label {unknown!r}; {nearest(unknown, table.labels)}")
+    runs = max((number.n for number in cells.values()), default=0)
+    first = run.method if table.labels[0] == 'method' else _label(run.labels.get(table.labels[0], run.method))
+    who = f"{first}, ours" + (f' (n\u00a0=\u00a0{runs})' if runs else '')
+    labels = [_Text(who, (mark(run.note),) if run.note and cells else ())]
+    labels += [_Text(_label(run.labels[name]) if name in run.labels else '') for name in table.labels[1:]]
+    texts = [_our_text(cells.get(column), usual[column], runs) for column in table.columns]
+    return _Line(group, tuple(labels), tuple(texts), True, {'method': run.method, 'dataset': run.dataset} | run.labels)
+
+
+def _our_text(number, decimals, runs):
+    "A cell of ours."
+    if number is None:
+        return _Text(_NOT_RUN)
+    return _Text(_written(number, decimals) + ('' if number.n == runs else f' (n\u00a0=\u00a0{number.n})'), (), number)
+
+# %% ../nbs/64_report.ipynb #206-5b90ff6f
+_OTHER = 'ours on other data: the form of the table, not a comparison'
+
+
+def _is_plain(table):
+    "Whether the columns are metrics of one data set, without levels, subsets or epochs."
+    nested = any('/' in part for column, (_, metric) in table.ours.items() for part in (column, metric))
+    return len({on for on, _ in table.ours.values()}) == 1 and not table.column_is and not nested
+
+
+def _our_rows(table, runs):
+    "(run, cells) by method and labels on the data of the table, and (run, cells) on other data."
+    here, other, plain = {}, [], _is_plain(table)
+    for run in runs:
+        if 'method' not in table.labels and not set(run.labels) & set(table.labels):
+            continue
+        if any(_same_data(on, run.dataset) for on, _ in table.ours.values()):
+            known = here.setdefault((run.method, run.protocol, str(run.labels)), (run, {}))
+            known[1].update(_our_cells(table, run))
+        elif plain and run.spreads:
+            cells = _our_cells(table, run._replace(dataset=None))
+            other += [(run._replace(method=f'{run.method} on {run.dataset}'), cells)] if cells else []
+    return list(here.values()) or [(_our_run({'scores': None, 'method': 'selfclassifier'}), {})], other
+
+# %% ../nbs/64_report.ipynb #210-8c255e11
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """A published table with rows of ours; in Jupyter it shows itself.
+
+    Parameters
+    ----------
+    table : PublishedTable
+    lines : tuple               the rows, published and ours, in order
+    footnotes : tuple of str    what the marks in the cells mean, numbered from 1
+
+    Attributes
+    ----------
+    measured : int              cells of ours that hold a number on the data of the table
+    legend : str                units, dashes, what is missing, in words
+    """
+    table: PublishedTable
+    lines: tuple
+    footnotes: tuple
+
+    @property
+    def measured(self) -> int:
+        "How many cells of ours hold a number on the data of the table."
+        ours = [line for line in self.lines if line.ours and line.group != _OTHER]
+        return sum(cell.number is not None for line in ours for cell in line.cells)
+
+    @property
+    def legend(self) -> str:
+        "Units and signs in words."
+        unit = 'Values in percent' if self.table.unit == 'percent' else f'Units: {self.table.unit}'
+        return (f'{unit}. {_DASH}: a dash in the source. {_NOT_RUN}: no run of ours on this data measures it. '
+                'Ours: mean ± sample standard deviation over n runs.')
+
+    def __repr__(self): return f'<{self.table.title}, {self.measured} numbers of ours>'
+    def _repr_html_(self): return comparison_html(self)
+
+# %% ../nbs/64_report.ipynb #211-9bd3067c
+def compare(scores, table: str = 'self-classifier/1', **about) -> Comparison:
+    """Our results beside the published ones, by protocol.
+
+    Parameters
+    ----------
+    scores : mapping, sequence or None
+        Shares, not percentages, under the flat names of the stages ("acc", "nmi", "level2/acc", "entity13/acc",
+        "linear_top1", …): {metric: number} of one run; {seed: {metric: number}}, as out/cluster/*.json;
+        {"dataset/method/metric": spread}, as summary.json; or a list of {"scores": any of the first two, "dataset": …,
+        "method": …, "protocol": …, "note": …, label: …}. None: the published table, and what is missing.
+    table : str
+        "self-classifier/1"; `selfclass.published.published_tables()` lists them.
+    **about
+        dataset (default: the table's), method, protocol, note and labels of the table, for scores that do not say them.
+
+    Returns
+    -------
+    Comparison              `comparison_markdown`, `_html`, `_latex` and `_csv` write it
+
+    Raises
+    ------
+    ParamsError             no such table or label (the nearest is named); one run for a table of several data sets
+                            without `dataset`, or for a table of settings without one
+    DataError               a score is not finite, or no share
+    """
+    source, runs, notes = published(table), _our_runs(scores, about), {}
+    alone = isinstance(scores, Mapping) and len(runs) == 1 and runs[0].spreads
+    if alone and not {'method', *runs[0].labels} & set(source.labels):
+        raise ParamsError(f"{source.title} is a table of settings; say which one the run has: {source.labels[0]}=…")
+    mark = lambda text: notes.setdefault(text, len(notes) + 1)
+    usual = _usual_decimals(source)
+    lines = [_published_line(source, row, usual, mark) for row in source.rows]
+    here, other = _our_rows(source, runs)
+    for run, cells in here:
+        lines = _inserted(lines, _our_line(source, run, cells, usual, mark, _our_group(lines, run)))
+    lines += [_our_line(source, run, cells, usual, mark, _OTHER) for run, cells in other]
+    return Comparison(source, tuple(lines), tuple(notes))
+
+# %% ../nbs/64_report.ipynb #213-d38f57e1
+def _our_group(lines, run):
+    "The protocol that a run belongs to, among those of the table."
+    groups = {line.group for line in lines}
+    return run.protocol if run.protocol in groups else '' if groups == {''} else run.protocol or 'own clusters'
+
+
+def _inserted(lines, ours):
+    "The lines with one of ours: below the row of the same settings, else at the end of its group, else at the end."
+    settings = {name: value for name, value in ours.about.items() if name not in ('method', 'dataset')}
+    fits = lambda line: settings and 'method' not in line.about and {**line.about, **settings} == line.about
+    same = [i for i, line in enumerate(lines) if fits(line)]
+    group = [i for i, line in enumerate(lines) if line.group == ours.group]
+    place = (same if len(same) == 1 else group or [len(lines) - 1])[-1] + 1
+    return [*lines[:place], ours, *lines[place:]]
+
+# %% ../nbs/64_report.ipynb #217-df80c945
+def _letter(mark):
+    "a, b, … z, aa, ab … for 1, 2, …"
+    return (_letter((mark - 1) // 26) if mark > 26 else '') + 'abcdefghijklmnopqrstuvwxyz'[(mark - 1) % 26]
+
+
+def _about_table(comparison):
+    "Title, caption and data of a comparison, in words."
+    table = comparison.table
+    fixed = ''.join(f'; {name.replace("_", " ")} {value}' for name, value in table.fixed.items())
+    data = ', '.join(part for part in (table.dataset, table.split) if part)
+    return f"{table.title}: {table.caption}{fixed}." + (f' Data: {data}.' if data else '')
+
+
+def _grouped(comparison):
+    "(group, lines), a group named once; published rows without a protocol have no name."
+    found = {}
+    for line in comparison.lines:
+        found.setdefault(line.group, []).append(line)
+    return list(found.items())
+
+# %% ../nbs/64_report.ipynb #219-f41dd717
+def _words(name):
+    "A label or a column in words."
+    return name.replace('_', ' ').replace('/', ' ')
+
+
+def _below(comparison):
+    "(letter, text) of the footnotes, then the notes on the table, which have no letter."
+    return [*((_letter(i), text) for i, text in enumerate(comparison.footnotes, 1)),
+            *(('', text) for text in comparison.table.notes)]
+
+
+def _strong(text, line):
+    "Whether a text is printed bold: ours, as far as there is something."
+    return line.ours and text.text not in ('', _NOT_RUN)
+
+# %% ../nbs/64_report.ipynb #220-02db995d
+def _md(text):
+    "Text without signs that Markdown or HTML would take for their own."
+    return html.escape(text, quote=False).replace('|', '\\|').replace('*', '\\*').replace('\n', ' ')
+
+
+def _md_text(text, line):
+    "A cell with its footnote marks."
+    inner = f'**{_md(text.text)}**' if _strong(text, line) else _md(text.text)
+    return inner + ''.join(f'<sup>{_letter(mark)}</sup>' for mark in text.marks)
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """A comparison as GitHub markdown.
+
+    Parameters
+    ----------
+    comparison : Comparison   of `compare`
+
+    Returns
+    -------
+    str                       caption, table (ours in bold), footnotes, notes and source
+    """
+    table = comparison.table
+    names = [_md(_words(name)) for name in (*table.labels, *table.columns)]
+    lines = [names, ['---'] * len(table.labels) + ['--:'] * len(table.columns)]
+    for group, members in _grouped(comparison):
+        lines += [[f'*{_md(group)}*'] + [''] * (len(names) - 1)] if group else []
+        lines += [[_md_text(text, line) for text in (*line.labels, *line.cells)] for line in members]
+    grid = ''.join(f"| {' | '.join(line)} |\n" for line in lines)
+    notes = ''.join(f"\n- {f'<sup>{letter}</sup> ' if letter else ''}{_md(text)}" for letter, text in _below(comparison))
+    return f'**{_md(_about_table(comparison))}**\n\n{grid}\n{comparison.legend}\n{notes}\n\nSource: {_md(table.source)}.\n'
+
+# %% ../nbs/64_report.ipynb #223-164b75cb
+def _html_text(text, tag):
+    "A cell with its footnote marks."
+    marks = ''.join(f'<sup>{_letter(mark)}</sup>' for mark in text.marks)
+    kind = ' class="missing"' if text.text == _NOT_RUN else ''
+    return f"<{tag}{kind}>{html.escape(text.text)}{marks}</{tag.split()[0]}>"
+
+
+def _upper_header(columns):
+    "(upper line, how many columns it spans), where columns are upper/lower; empty without."
+    pairs = [column.rpartition('/')[0] for column in columns]
+    return [(name, len(list(same))) for name, same in groupby(pairs)] if any(pairs) else []
+
+
+def _html_header(table):
+    "One line of header, or two."
+    upper = [f'<th scope="colgroup" colspan="{width}">{html.escape(_words(name))}</th>'
+             for name, width in _upper_header(table.columns)]
+    labels = [f'<th scope="col" class="label">{html.escape(_words(name))}</th>' for name in table.labels]
+    columns = [f'<th scope="col">{html.escape(_words(name.rpartition("/")[2]))}</th>' for name in table.columns]
+    first = f'<tr><td colspan="{len(labels)}"></td>{"".join(upper)}</tr>\n' if upper else ''
+    return f'{first}<tr>{"".join(labels + columns)}</tr>'
+
+# %% ../nbs/64_report.ipynb #225-e9c2180a
+def _html_line(line):
+    "A row: its first label is its head."
+    first, *rest = line.labels
+    cells = [_html_text(first, 'th scope="row"'), *(_html_text(text, 'td class="label"') for text in rest)]
+    cells += [_html_text(text, 'td') for text in line.cells]
+    return f'<tr{" class=ours" if line.ours else ""}>{"".join(cells)}</tr>\n'
+
+
+def _html_group(group, members, width):
+    "The `tbody` of one protocol."
+    name = f'<tr class="group"><th scope="rowgroup" colspan="{width}"><span>{html.escape(group)}</span></th></tr>\n'
+    return f"<tbody>\n{name if group else ''}{''.join(map(_html_line, members))}</tbody>\n"
+
+# %% ../nbs/64_report.ipynb #226-87d5bd77
+_FIGURE = """<figure class="published"><p class="caption" id="{id}">{caption}</p>
+<div class="scroll" role="region" aria-labelledby="{id}" tabindex="0"><table aria-labelledby="{id}">
+<thead>
+{header}
+</thead>
+{body}</table></div>
+<figcaption>{legend}<ul class="notes">{notes}</ul><cite>{source}</cite></figcaption></figure>"""
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """A comparison as an HTML fragment without script; `comparison_page` gives it a page and its style.
+
+    Parameters
+    ----------
+    comparison : Comparison   of `compare`
+
+    Returns
+    -------
+    str                       a `figure` with table, footnotes, notes and source
+    """
+    table = comparison.table
+    width = len(table.labels) + len(table.columns)
+    notes = [f"<li>{f'<sup>{letter}</sup> ' if letter else ''}{html.escape(text)}</li>" for letter, text in _below(comparison)]
+    return _FIGURE.format(
+        id=table.name.replace('/', '-'), caption=html.escape(_about_table(comparison)), header=_html_header(table),
+        body=''.join(_html_group(group, members, width) for group, members in _grouped(comparison)),
+        legend=html.escape(comparison.legend), notes=''.join(notes), source=html.escape(table.source))
+
+# %% ../nbs/64_report.ipynb #229-f7d01f3d
+_TEX = {'\u00a0': '~', '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '±': r'$\pm$',
+        '×': r'$\times$', '–': '--', '−': '$-$', '…': r'\dots{}', '<': '$<$', '>': '$>$', '|': '$|$', '"': "''"}
+_TEX |= {sign: f'\\{sign}' for sign in '&%$#_{}'}
+
+
+def _tex(text):
+    "Text that TeX prints as it is."
+    return ''.join(_TEX.get(sign, sign) for sign in str(text))
+
+
+def _tex_text(text, line):
+    "A cell with its footnote marks."
+    inner = rf'\textbf{{{_tex(text.text)}}}' if _strong(text, line) else _tex(text.text)
+    return inner + ''.join(f'$^{{{_letter(mark)}}}$' for mark in text.marks)
+
+# %% ../nbs/64_report.ipynb #231-2cec7d2f
+def _tex_header(table):
+    "One line of header, or two with a rule below each upper name."
+    before, upper = len(table.labels), _upper_header(table.columns)
+    names = [_tex(name.rpartition('/')[2].replace('_', ' ')) for name in (*table.labels, *table.columns)]
+    last = ' & '.join(names) + r' \\'
+    if not upper:
+        return [last]
+    starts = [before + 1 + sum(width for _, width in upper[:i]) for i in range(len(upper))]
+    spans = [rf'\multicolumn{{{width}}}{{c}}{{{_tex(name.replace("_", " "))}}}' for name, width in upper]
+    rules = ''.join(rf'\cmidrule(lr){{{start}-{start + width - 1}}}' for start, (_, width) in zip(starts, upper))
+    return [' & '.join([''] * before + spans) + r' \\', rules, last]
+
+
+def _tex_body(comparison):
+    "Lines between the header and the last rule."
+    width, lines = len(comparison.table.labels) + len(comparison.table.columns), []
+    for group, members in _grouped(comparison):
+        lines += [r'\midrule', *([rf'\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(group)}}}}} \\'] if group else [])]
+        lines += [' & '.join(_tex_text(text, line) for text in (*line.labels, *line.cells)) + r' \\' for line in members]
+    return lines
+
+# %% ../nbs/64_report.ipynb #232-e3094b3b
+def comparison_latex(comparison: Comparison) -> str:
+    """A comparison as a LaTeX table; needs the package booktabs.
+
+    Parameters
+    ----------
+    comparison : Comparison   of `compare`
+
+    Returns
+    -------
+    str                       a `table` environment with caption, label, tabular, footnotes, notes and source
+    """
+    table = comparison.table
+    notes = [(f'$^{{{letter}}}$~' if letter else '') + _tex(text) for letter, text in _below(comparison)]
+    notes += [_tex(comparison.legend), _tex(f'Source: {table.source}.')]
+    before = ['% needs \\usepackage{booktabs}', r'\begin{table}', r'\centering', rf'\caption{{{_tex(_about_table(comparison))}}}',
+              rf'\label{{tab:{table.name.replace("/", "-")}}}',
+              rf'\begin{{tabular}}{{{"l" * len(table.labels)}{"r" * len(table.columns)}}}', r'\toprule']
+    after = [r'\bottomrule', r'\end{tabular}', r'\par\smallskip\footnotesize\raggedright', ' \\par\n'.join(notes), r'\end{table}', '']
+    return '\n'.join([*before, *_tex_header(table), *_tex_body(comparison), *after])
+
+# %% ../nbs/64_report.ipynb #235-31635a41
+_CSV_HEAD = ('table', 'protocol', 'row', 'column', 'who', 'state', 'mean', 'sd', 'n', 'unit', 'notes')
+
+
+def _csv_cell(comparison, line, column, cell):
+    "The line of one cell."
+    state = 'number' if cell.number else {_DASH: 'dash', '': 'absent'}.get(cell.text, cell.text)
+    row = '; '.join(f'{name}={_label(value)}' for name, value in line.about.items() if value is not None)
+    marks = (*cell.marks, *(mark for label in line.labels for mark in label.marks))
+    numbers = ['' if value is None else value for value in cell.number or (None,) * 3]
+    notes = '; '.join(comparison.footnotes[mark - 1] for mark in marks)
+    who = 'ours' if line.ours else 'published'
+    return [comparison.table.name, line.group, row, column, who, state, *numbers, comparison.table.unit, notes]
+
+
+def comparison_csv(comparisons: Sequence) -> str:
+    """Comparisons as one tidy CSV.
+
+    Parameters
+    ----------
+    comparisons : sequence of Comparison
+
+    Returns
+    -------
+    str                       one line per cell: table, protocol, row, column, who (published or ours), state (number,
+                              dash, absent or not run), mean, sd, n, unit, notes
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator='\n')
+    writer.writerow(_CSV_HEAD)
+    for comparison in comparisons:
+        writer.writerows(_csv_cell(comparison, line, column, cell) for line in comparison.lines
+                         for column, cell in zip(comparison.table.columns, line.cells))
+    return out.getvalue()
+
+# %% ../nbs/64_report.ipynb #240-24edb6ef
+_PROTOCOLS = {'kmeans': 'k-means on features'}
+
+
+def pipeline_scores(out, datasets: Mapping, methods: Mapping, seeds: Sequence[int]) -> list:
+    """Scores of every method on every data set of a params file, as `compare` takes them.
+
+    Parameters
+    ----------
+    out : path            the folder out/ of a pipeline
+    datasets : mapping    the section of params.yaml: name -> keyword arguments of `load_splits`
+    methods : mapping     the section of params.yaml
+    seeds : ints          runs to read, others are left alone
+
+    Returns
+    -------
+    list of dict          dataset, method, protocol, note and scores {seed: {metric: number}}; empty scores where a
+                          stage has not run
+    """
+    runs = []
+    for method, recipe in methods.items():
+        protocol = _PROTOCOLS.get((recipe or {}).get('module', method), 'own clusters')
+        for dataset, data in datasets.items():
+            note = f"{dataset}: trained on {data.get('train', 'train')}, scored on {data.get('test', 'test')}"
+            runs.append({'dataset': dataset, 'method': method, 'protocol': protocol, 'note': note,
+                         'scores': _measured(Path(out), method, dataset, seeds)})
+    return runs
+
+
+def _measured(out, method, dataset, seeds):
+    "What the stages measured of each seed; a seed of which there is nothing is left out."
+    files = [out/stage/method/f'{dataset}.json' for stage in ('cluster', 'linear')]
+    parts = [load_json(file) for file in files if file.is_file()]
+    merged = {str(seed): {name: value for part in parts for name, value in part.get(str(seed), {}).items()} for seed in seeds}
+    return {seed: found for seed, found in merged.items() if found}
+
+# %% ../nbs/64_report.ipynb #241-54d918ea
+def comparisons(runs: Sequence, tables: list[str] | None = None) -> list:
+    """Comparisons with the published tables.
+
+    Parameters
+    ----------
+    runs : sequence      of `pipeline_scores`
+    tables : names       default: the tables that some run has a number for, and "self-classifier/1"
+
+    Returns
+    -------
+    list of Comparison
+    """
+    if tables is not None:
+        return [compare(runs, name) for name in tables]
+    every = [compare(runs, name) for name in published_tables()]
+    return [found for found in every if found.measured or found.table.name == 'self-classifier/1']
+
+# %% ../nbs/64_report.ipynb #245-638cf55f
+def not_run(found: Sequence) -> dict:
+    """Published tables that no run has a number for.
+
+    Parameters
+    ----------
+    found : sequence of Comparison   those that were made
+
+    Returns
+    -------
+    dict                             title and caption -> the data it needs and the recipe for it, in words
+    """
+    measured = {comparison.table.name for comparison in found if comparison.measured}
+    recipes, missing = published_data(), {}
+    for name, caption in published_tables().items():
+        table = published(name)
+        if name not in measured:
+            sets = dict.fromkeys(on for on, _ in table.ours.values())
+            needs = ', '.join(f"{on} (conf/{recipes[on]['recipe']}.yaml)" for on in sets)
+            missing[f'{table.title}: {caption}'] = f'needs {needs}' if needs else 'no number of ours belongs here'
+    return missing
+
+# %% ../nbs/64_report.ipynb #248-0baa92e1
+_COMPARE_CSS = """
+.published .caption { margin: 0 0 .6rem } .published table { font-size: .9rem } .published sup { line-height: 0 }
+.published th, .published td { padding: .28rem .55rem } .published th.label, .published td.label { text-align: left }
+.published th, .published td.label { white-space: normal } .published tbody th { min-width: 8.5rem }
+.published thead th { vertical-align: bottom } .published thead th[scope=colgroup] { text-align: center }
+.published .group th { text-align: left; font-style: italic; position: static; background: none }
+.published .group span { display: inline-block; position: sticky; left: .55rem; max-width: 80vw }
+.published tr.ours > * { font-weight: 650; background: var(--band) }
+.published tr.ours > .missing { font-weight: 400; font-style: italic; color: var(--soft) }
+.notes { padding-left: 1.2rem } cite { display: block; margin-top: .4rem }
+"""
+
+
+def _html_runs(runs):
+    "The table of all our numbers, and which runs are missing."
+    spreads = {name: spread for run in runs if run['scores']
+               for name, spread in summarise(run['scores'], f"{run['dataset']}/{run['method']}").items()}
+    rows = results_table(spreads)
+    measures = {name: text for name, text in (HEADLINE | INTERNAL).items() if name in _metrics_of(rows)}
+    table = _TABLE.format(table=_html_table(rows), measures=_html_pairs(measures, 'measures')) if rows else _NOTHING
+    empty = ', '.join(f"{run['method']} on {run['dataset']}" for run in runs if not run['scores'])
+    return table + (f'<p>Not run: {html.escape(empty)}.</p>' if empty else '')
+
+# %% ../nbs/64_report.ipynb #249-976a0eff
+def comparison_page(title: str, found: Sequence, runs: Sequence = ()) -> str:
+    """A self-contained html page: our runs, each comparison, and what was not run.
+
+    Parameters
+    ----------
+    title : str
+    found : sequence of Comparison
+    runs : sequence                  of `pipeline_scores`, for the table of all our numbers
+
+    Returns
+    -------
+    str                              html without scripts or links; the same input gives the same text
+    """
+    parts = {'Our runs': _html_runs(runs)} | {comparison.table.title: comparison_html(comparison) for comparison in found}
+    missing = not_run(found)
+    parts['Not run'] = (f'<p>Published tables that no run here has a number for: {len(missing)}. <code>make tables ALL=1</code> '
+                        f'writes them as well.</p><details><summary>Which, and what they need</summary>{_html_pairs(missing, "facts")}</details>')
+    body = '\n'.join(f'<section>\n<h2>{html.escape(name)}</h2>\n{part}\n</section>' for name, part in parts.items())
+    return _PAGE.format(title=html.escape(title), css=_CSS + _COMPARE_CSS, body=body)
+
+# %% ../nbs/64_report.ipynb #251-029de71d
+def save_comparisons(found: Sequence, stem) -> list:
+    """Write comparisons as `stem`.md, .tex, .html and .csv; the paths.
+
+    Parameters
+    ----------
+    found : sequence of Comparison   several follow each other in one file
+    stem : path
+    """
+    stem, title = Path(stem), html.escape(', '.join(comparison.table.title for comparison in found))
+    body = '\n'.join(map(comparison_html, found))
+    texts = {'.md': '\n'.join(map(comparison_markdown, found)), '.tex': '\n'.join(map(comparison_latex, found)),
+             '.html': _PAGE.format(title=title, css=_CSS + _COMPARE_CSS, body=body), '.csv': comparison_csv(found)}
+    return [save_page(text, stem.with_name(stem.name + end)) for end, text in texts.items()]
+
+# %% ../nbs/64_report.ipynb #253-f74a6989
+def write_tables(out, params: Mapping, everything: bool = False) -> list:
+    """Write the tables that runs exist for, and an index page, to out/tables.
+
+    Parameters
+    ----------
+    out : path             the folder out/ of a pipeline
+    params : mapping       params.yaml: its datasets, methods and seeds
+    everything : bool      tables without a run as well: the published numbers, ours "not run"
+
+    Returns
+    -------
+    list of Path           the index first
+    """
+    runs = pipeline_scores(out, *(params[name] for name in ('datasets', 'methods', 'seeds')))
+    found = comparisons(runs, list(published_tables()) if everything else None)
+    folder = Path(out)/'tables'
+    index = save_page(comparison_page('Beside the published numbers', found, runs), folder/'index.html')
+    stems = {comparison.table.name.replace('/', '-'): comparison for comparison in found}
+    return [index, *(file for stem, comparison in stems.items() for file in save_comparisons([comparison], folder/stem))]
+
+
+def main(arguments=None) -> int:
+    "`python -m selfclass.report`; returns the exit code."
+    parser = argparse.ArgumentParser(prog='python -m selfclass.report', description='Set the runs beside the published '
+                                     'numbers: out/tables/, an index and a file of each kind per table.')
+    parser.add_argument('--params', metavar='FILE', help='another params file (default: params.yaml)')
+    parser.add_argument('--all', action='store_true', help='also the tables that nothing has been run for')
+    given = parser.parse_args(arguments)
+    try:
+        written = write_tables(root()/'out', read_yaml(given.params or root()/'params.yaml'), given.all)
+    except SelfclassError as error:
+        print(f'selfclass: {error}', file=sys.stderr)
+        return 2
+    print(f'{len(written) // 4} tables as md, tex, html and csv; index: {written[0].relative_to(root())}')
+    return 0
+
+# %% ../nbs/64_report.ipynb #256-a0d9f9f0
+if __name__ == '__main__' and '__file__' in globals():           # a notebook has no file
+    sys.exit(main())

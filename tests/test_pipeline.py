@@ -50,7 +50,7 @@ def test_deps_name_every_module_the_stage_reaches(stage):
     modules = set().union(*map(imported, trees))
     if stage == 'pretrain':                             # its method is imported by name
         modules |= {entry.get('module', name) for name, entry in read_yaml(ROOT/'params.yaml')['methods'].items()}
-    listed = {re.fullmatch(r'selfclass/(\w+)\.py', dep)[1] for dep in DVC[stage]['deps'] if dep.startswith('selfclass/')}
+    listed = {re.fullmatch(r'selfclass/(\w+)\.py', dep)[1] for dep in DVC[stage]['deps'] if re.match(r'selfclass/.*\.py$', dep)}
     assert listed == reached(modules), f'missing {reached(modules) - listed}, too many {listed - reached(modules)}'
 
 
