@@ -21,7 +21,7 @@ from .core import check_arguments, nearest
 from .data import Encoded
 from .errors import DataError, ParamsError
 
-# %% ../nbs/11_augment.ipynb #009-c78c13ef
+# %% ../nbs/11_augment.ipynb #009-a143e5a3
 class Draws:
     """Random numbers for one process's share of a batch.
 
@@ -32,7 +32,8 @@ class Draws:
     """
     def __init__(self, generator: Generator, share: tuple[int, int] = (0, 1)):
         if not 0 <= share[0] < share[1]:
-            raise ParamsError(f'share should be (first, step) with 0 <= first < step, found {share}; give (rank, processes)')
+            raise ParamsError(f'share should be (first, step) with 0 <= first < step, found {share}; '
+                              'give (rank, processes)')
         self.generator, self.device, self.share = generator, generator.device, share
 
     def uniform(self, n: int, low: float = 0., high: float = 1., shape: tuple[int, ...] = ()) -> Tensor:
@@ -51,7 +52,7 @@ class Draws:
         first, step = self.share
         return random((n*step, *shape), generator=self.generator, device=self.device)[first::step]
 
-# %% ../nbs/11_augment.ipynb #013-5a39797d
+# %% ../nbs/11_augment.ipynb #013-fb6337ef
 def draw_crops(n: int, height: int | Tensor, width: int | Tensor, scale: tuple[float, ...], ratio: tuple[float, ...],
                draws: Draws) -> Tensor:
     """Boxes of random resized crops, by torchvision's sampling rule.
@@ -77,15 +78,16 @@ def draw_crops(n: int, height: int | Tensor, width: int | Tensor, scale: tuple[f
     w = torch.cat([(area*aspect).sqrt().round(), (height*widest).round().clamp(min=1).minimum(width)], 1)
     first = ((1 <= h) & (h <= height) & (1 <= w) & (w <= width)).int().argmax(1, keepdim=True)
     h, w = h.gather(1, first), w.gather(1, first)
-    top, left = (torch.where(first == 10, room//2, (draws.uniform(n, shape=(1,))*(room + 1)).floor()) for room in (height - h, width - w))
+    top, left = (torch.where(first == 10, room//2, (draws.uniform(n, shape=(1,))*(room + 1)).floor())
+                 for room in (height - h, width - w))
     return torch.cat([top, left, h, w], 1).long()
 
-# %% ../nbs/11_augment.ipynb #020-8d933fff
+# %% ../nbs/11_augment.ipynb #020-0ccd8183
 def _cubic(x):
     "Keys' cubic kernel with a = -1/2."
     x = x.abs().clamp(max=2)                                                # beyond 2 it is 0, and so is `far` at 2
     near, far = (1.5*x - 2.5)*x*x + 1, ((2.5 - .5*x)*x - 4)*x + 2
-    return torch.lerp(far, near, ((1 - x)*1e38).clamp(0, 1))                # x < 1, in arithmetic: five times faster than a comparison
+    return torch.lerp(far, near, ((1 - x)*1e38).clamp(0, 1))                # x < 1 in arithmetic, faster than comparing
 
 # %% ../nbs/11_augment.ipynb #021-261deadf
 def resize_weights(start: Tensor, length: Tensor, side: int, size: int, mirrored: Tensor | None = None) -> Tensor:
@@ -229,7 +231,7 @@ def _constant(values, device):
     "A tensor made once per device: making one on a GPU waits for it. Not to be written into."
     return torch.tensor(values, device=device)
 
-# %% ../nbs/11_augment.ipynb #045-93c77504
+# %% ../nbs/11_augment.ipynb #045-ea3a06dc
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of each picture.
 
@@ -243,15 +245,14 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     float (B,3,H,W)
     """
     red, green, blue = images.unbind(1)
-    larger, smaller = torch.maximum(green, blue), torch.minimum(green, blue)
-    low = torch.minimum(red, smaller)
-    chroma = torch.maximum(red, larger) - low
-    wave = red + (red - larger).relu_() - (smaller - red).relu_() - low
-    hue = torch.copysign(2 - wave/chroma.clamp(min=1e-12), green - blue) + 6*shift[:, None, None]
-    hue = hue - 6*(hue/6).floor_()
-    centre, slope, offset = (_constant(values, images.device)[:, None, None] for values in ((3., 2., 4.), (1., -1., -1.), (-1., 2., 2.)))
-    pure = (hue[:, None] - centre).abs_().mul_(slope).add_(offset).clamp_(0, 1)
-    return pure.mul_(chroma[:, None]).add_(low[:, None])
+    high, low = torch.maximum(red, torch.maximum(green, blue)), torch.minimum(red, torch.minimum(green, blue))
+    chroma, from_red = high - low, (green + blue).sub_(red).add_(high).sub_(low, alpha=2)
+    hue = torch.copysign(from_red.div_(chroma.clamp(min=1e-12)), green - blue).add_(6*shift[:, None, None])
+    hue = hue.sub_(torch.floor(hue/6), alpha=6)
+    centre, slope, offset = (_constant(values, images.device)[:, None, None]
+                             for values in ((3., 2., 4.), (1., -1., -1.), (-1., 2., 2.)))
+    pure = torch.addcmul(offset, (hue[:, None] - centre).abs_(), slope).clamp_(0, 1)
+    return torch.addcmul(low[:, None], pure, chroma[:, None])
 
 # %% ../nbs/11_augment.ipynb #048-6f31df66
 def draw_jitter(n: int, p: float, brightness: float, contrast: float, saturation: float, hue: float,
@@ -290,7 +291,7 @@ def _blend(pixels, on_pixel, on_mean):
     "clip(P x + Q mean(x)) of pixels (B,3,N)."
     return torch.baddbmm(on_mean @ pixels.mean(2, keepdim=True), on_pixel, pixels).clamp_(0, 1)
 
-# %% ../nbs/11_augment.ipynb #051-5f36c282
+# %% ../nbs/11_augment.ipynb #051-28f56ded
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor,
            order: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue of each picture, in its own order.
@@ -307,7 +308,8 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Ten
     float (B,3,H,W)                                    in [0,1]
     """
     place, turn = torch.arange(4, device=hue.device), (order == 3).int().argmax(1, keepdim=True)
-    due = torch.cat([order.masked_fill(place >= turn, 3)[:, :3], order.masked_fill(place <= turn, 3)[:, 1:]], 1)    # 3 = nothing
+    before, after = order.masked_fill(place >= turn, 3)[:, :3], order.masked_fill(place <= turn, 3)[:, 1:]    # 3: nothing
+    due = torch.cat([before, after], 1)
     steps = [matrices.gather(1, due[:, :, None, None].expand(-1, -1, 3, 3)).unbind(1)
              for matrices in _blends(brightness, contrast, saturation)]
     pixels, turned = images.flatten(2), (hue != 0)[:, None, None]
@@ -320,7 +322,7 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Ten
 # %% ../nbs/11_augment.ipynb #056-3fda856e
 YIQ = ((.299, .587, .114), (.596, -.274, -.322), (.211, -.523, .312))
 
-# %% ../nbs/11_augment.ipynb #057-3faca97e
+# %% ../nbs/11_augment.ipynb #057-8d6cfa63
 def hue_matrices(shift: Tensor) -> Tensor:
     """Turn the hue as a rotation about the grey axis.
 
@@ -333,7 +335,8 @@ def hue_matrices(shift: Tensor) -> Tensor:
     float (B,3,3)          on columns of red, green, blue
     """
     angle, zero, one = -2*math.pi*shift, torch.zeros_like(shift), torch.ones_like(shift)
-    turn = torch.stack([one, zero, zero, zero, angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos()], 1).view(-1, 3, 3)
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
     yiq = _constant(YIQ, shift.device)
     return torch.linalg.inv_ex(yiq)[0] @ turn @ yiq
 
@@ -348,22 +351,22 @@ def jitter_yiq(images: Tensor, brightness: Tensor, contrast: Tensor, saturation:
         pixels = _blend(pixels, *step)
     return pixels.unflatten(2, images.shape[2:])
 
-# %% ../nbs/11_augment.ipynb #062-988d1d02
+# %% ../nbs/11_augment.ipynb #062-795d7d52
 def _blur_weights(sigma, radius, side):
     "(B,side,side) matrices that blur a row of pixels, mirrored at both ends."
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
-    kernel = torch.softmax(-.5*(offset/sigma.clamp(min=1e-3)[:, None])**2, 1)      # a sigma of 0: the identity, to the bit
+    kernel = torch.softmax(-.5*(offset/sigma.clamp(min=1e-3)[:, None])**2, 1)      # sigma 0: the identity, to the bit
     return (kernel @ _mirror(radius, side, sigma.device).to(kernel.dtype)).view(-1, side, side)
 
 
 @functools.cache
 def _mirror(radius, side, device):
-    "(2 radius + 1, side*side): where each tap of each pixel lands, for pixels mirrored at both ends. Not to be written into."
+    "(2 radius + 1, side*side): where each tap of each pixel lands, mirrored at both ends. Not to be written into."
     place = torch.arange(side)[:, None] + torch.arange(-radius, radius + 1)
     folded = side - 1 - (place.remainder(max(2*side - 2, 1)) - (side - 1)).abs()
     return F.one_hot(folded, side).permute(1, 0, 2).flatten(1).float().to(device)
 
-# %% ../nbs/11_augment.ipynb #063-3a87a753
+# %% ../nbs/11_augment.ipynb #063-ebd63841
 def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Blur each picture by its own Gaussian.
 
@@ -377,7 +380,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     -------
     float (B,C,H,W)
     """
-    def blurred(images, sigma): return _resample(images, *(_blur_weights(sigma, radius, side) for side in images.shape[2:]))
+    def blurred(images, sigma):
+        return _resample(images, *(_blur_weights(sigma, radius, side) for side in images.shape[2:]))
     return _on_chosen(blurred, images, sigma > 0, sigma)
 
 # %% ../nbs/11_augment.ipynb #067-93f958a9
@@ -470,15 +474,15 @@ def blur_one(pixels: Tensor, sigma: float, radius: int) -> Tensor:
                 pixels.add_(padded.narrow(axis, shift, side), alpha=weight/total)
     return pixels
 
-# %% ../nbs/11_augment.ipynb #081-d03b002f
+# %% ../nbs/11_augment.ipynb #081-6cd96d0a
 def recolour(pixels: Tensor, steps: list[tuple[Tensor, Tensor | None]]) -> Tensor:
     """The jitter of one picture.
 
     Parameters
     ----------
     pixels : float (3,H,W)      in [0,255]
-    steps : list of pairs       what is due, in its order: matrices (3,3) on the pixels and, for the contrast, on their mean
-                                (else None); a pair (shift (1,), None) turns the hue by `shift_hue`
+    steps : list of pairs       what is due, in its order: matrices (3,3) on the pixels and, for the contrast, on their
+                                mean (else None); a pair (shift (1,), None) turns the hue by `shift_hue`
 
     Returns
     -------
@@ -495,9 +499,8 @@ def recolour(pixels: Tensor, steps: list[tuple[Tensor, Tensor | None]]) -> Tenso
     return flat.view(pixels.shape)
 
 
-def _steps(factors, hue_space):
+def _steps(hue_space, brightness, contrast, saturation, hue, order):
     "What `recolour` takes, one list per sample: the steps whose factor is not neutral."
-    brightness, contrast, saturation, hue, order = factors.values()
     on_pixel, on_mean = _blends(brightness, contrast, saturation)
     turns = hue[:, None].unbind(0) if hue_space == 'hsv' else hue_matrices(hue).unbind(0)
     due = (torch.stack([brightness, contrast, saturation, hue + 1], 1) != 1).tolist()
@@ -531,11 +534,12 @@ def photograph_view(picture: Tensor, size: int, radius: int, threshold: float, b
         view = (pixels + .5).to(torch.int16).to(torch.uint8).expand(3, -1, -1)       # by way of int16: twice as fast
     return torch.where(view >= threshold, 255 - view, view) if solarised else view
 
-# %% ../nbs/11_augment.ipynb #085-1a2893f2
+# %% ../nbs/11_augment.ipynb #085-1dff62aa
 def _decode_for(file, sides, boxes):
     "A file's pixels, as fine as views of these sides need them, and their boxes in these pixels."
-    picture, (height, width) = file.pixels(min(1., max(side/min(box[2:]) for side, box in zip(sides, boxes)))), file.size
-    scale = max(picture.shape[1:])/max(height, width)
+    least = max(side/min(box[2:]) for side, box in zip(sides, boxes))
+    picture = file.pixels(min(1., least))
+    scale = max(picture.shape[1:])/max(file.size)
     return picture, boxes if scale == 1 else [_coarser(box, scale, *picture.shape[1:]) for box in boxes]
 
 
@@ -545,7 +549,7 @@ def _coarser(box, scale, height, width):
     top, left = min(top, height - 1), min(left, width - 1)
     return [top, left, max(1, min(tall, height - top)), max(1, min(wide, width - left))]
 
-# %% ../nbs/11_augment.ipynb #087-cbf52898
+# %% ../nbs/11_augment.ipynb #087-1786443a
 def photograph_views(files: list[Encoded], groups: list, radius: int, threshold: float, hue_space: str) -> list[Tensor]:
     """Views of files, decoded one by one.
 
@@ -563,7 +567,7 @@ def photograph_views(files: list[Encoded], groups: list, radius: int, threshold:
     """
     sides, drawn = zip(*((size, view) for size, views in groups for view in views))
     names = ('boxes', 'steps', 'flipped', 'grey', 'sigma', 'solarised')
-    drawn = [view | {'steps': _steps(view['factors'], hue_space)} for view in drawn]
+    drawn = [view | {'steps': _steps(hue_space, **view['factors'])} for view in drawn]
     samples = [list(zip(*(view[name] if name == 'steps' else view[name].tolist() for name in names))) for view in drawn]
     made = [torch.empty(len(files), 3, size, size, dtype=torch.uint8) for size in sides]
     for i, file in enumerate(files):
@@ -576,11 +580,11 @@ def photograph_views(files: list[Encoded], groups: list, radius: int, threshold:
 IMAGENET_MEAN = (.485, .456, .406)
 IMAGENET_STD = (.229, .224, .225)
 
-# %% ../nbs/11_augment.ipynb #090-c01f9301
+# %% ../nbs/11_augment.ipynb #090-f65100d6
 def _normalise(images, mean, std):
     "Colours in [0,1] to zero mean and unit deviation, per channel."
     mean, std = (_constant(tuple(values), images.device)[:, None, None] for values in (mean, std))
-    return (images - mean)/std
+    return (images - mean).div_(std)
 
 # %% ../nbs/11_augment.ipynb #091-8b687d74
 def _view_kind(view, n_global):
@@ -595,32 +599,32 @@ def _sides(images):
     sides = [image.size if isinstance(image, Encoded) else image.shape[1:] for image in images]
     return torch.tensor(sides, device=getattr(images[0], 'device', None)).unbind(1)
 
-# %% ../nbs/11_augment.ipynb #094-5c384a11
+# %% ../nbs/11_augment.ipynb #094-c4d1801b
 def _joined(parameters):
     "Parameters of several views, one dict each, as one dict of longer tensors."
-    return {name: _joined([view[name] for view in parameters]) if isinstance(first, dict) else torch.cat([view[name] for view in parameters])
-            for name, first in parameters[0].items()}
+    columns = {name: [view[name] for view in parameters] for name in parameters[0]}
+    return {name: _joined(column) if isinstance(column[0], dict) else torch.cat(column) for name, column in columns.items()}
 
 
 def _rows(parameters, rows):
     "Parameters of some samples."
     return {name: _rows(values, rows) if isinstance(values, dict) else values[rows] for name, values in parameters.items()}
 
-# %% ../nbs/11_augment.ipynb #095-c5ecc072
+# %% ../nbs/11_augment.ipynb #095-66913d78
 def _apply_views(images, size, views, *settings):
     "Views of one size from drawn parameters, as a list of float (B,3,size,size) in [0,1]."
     if not views:
         return []
     n, joined, made = len(images), _joined(views), []
     device = joined['boxes'].device
-    portion = max(1, (2**26 if device.type == 'cuda' else 2**16)//size**2)
+    portion = max(1, (2**26 if device.type == 'cuda' else 2**17)//size**2)
     for start in range(0, n*len(views), portion):
         index = torch.arange(start, min(start + portion, n*len(views)), device=device) % n
         pictures = images[index]/255 if isinstance(images, Tensor) else [images[i] for i in index.tolist()]
         made.append(apply_natural(pictures, size, *settings, **_rows(joined, slice(start, start + portion))))
     return list(torch.cat(made).split(n))
 
-# %% ../nbs/11_augment.ipynb #096-198ad023
+# %% ../nbs/11_augment.ipynb #096-9d0e4362
 def natural_views(images: Tensor | list[Tensor] | list[Encoded], draws: Draws, n_global: int = 2, n_local: int = 6,
                   global_size: int = 224, local_size: int = 96, global_scale: tuple[float, ...] = (.4, 1.),
                   local_scale: tuple[float, ...] = (.05, .4), ratio: tuple[float, ...] = (3/4, 4/3), flip_p: float = .5,
@@ -641,7 +645,7 @@ def natural_views(images: Tensor | list[Tensor] | list[Encoded], draws: Draws, n
     blur_p, solarise_p : (first global, other global, local)
     blur_sigma : (low, high)                            standard deviation, in pixels of the view
     solarise_threshold : float                          on the scale 0..255
-    hue_space : str                                     'hsv', as torchvision's, or 'yiq', linear and faster (`jitter_yiq`)
+    hue_space : str                                     'hsv' as in torchvision, or 'yiq', faster (`jitter_yiq`)
     mean, std : (red, green, blue)                      of colours in [0,1]
 
     Returns
@@ -653,8 +657,9 @@ def natural_views(images: Tensor | list[Tensor] | list[Encoded], draws: Draws, n
     sides, strengths, views = _sides(images), (brightness, contrast, saturation, hue), []
     for view in range(n_global + n_local):
         kind = _view_kind(view, n_global)
-        views.append(draw_natural(len(images), *sides, draws, local_scale if kind == 2 else global_scale, ratio, flip_p, jitter_p,
-                                  strengths, grayscale_p, blur_p[kind], blur_sigma, solarise_p[kind]))
+        scale = local_scale if kind == 2 else global_scale
+        views.append(draw_natural(len(images), *sides, draws, scale, ratio, flip_p, jitter_p, strengths, grayscale_p,
+                                  blur_p[kind], blur_sigma, solarise_p[kind]))
     radius, groups = math.ceil(3*blur_sigma[1]), ((global_size, views[:n_global]), (local_size, views[n_global:]))
     if isinstance(images[0], Encoded):
         return photograph_views(images, groups, radius, solarise_threshold, hue_space)
@@ -899,7 +904,7 @@ def _checked(images, device=None):
         images = torch.stack(images)
     return images
 
-# %% ../nbs/11_augment.ipynb #137-199e05d6
+# %% ../nbs/11_augment.ipynb #137-9b966dc8
 class MultiCrop:
     """Random views of a batch of images, by a named recipe.
 
@@ -923,19 +928,20 @@ class MultiCrop:
         _check_options(self.options)
         self.n_global, self.n_views = n_global, n_global + n_local
 
-    def __call__(self, images: Tensor | list[Tensor], generator: Generator, share: tuple[int, int] = (0, 1)) -> list[Tensor]:
+    def __call__(self, images: Tensor | list[Tensor], generator: Generator,
+                 share: tuple[int, int] = (0, 1)) -> list[Tensor]:
         """Views (B,3,h,w) of uint8 images (B,3,H,W) or a list of (3,H,W), drawn from a generator on their device.
 
-        `share` (first, step) says that they are images first, first + step, ... of a batch of B*step: they get the views
-        that one process would give them, if the generator is in the same state.
+        `share` (first, step) says that they are images first, first + step, ... of a batch of B*step: they get the
+        views that one process would give them, if the generator is in the same state.
         """
         return PRESETS[self.preset][0](_checked(images, generator.device), Draws(generator, share), **self.options)
 
     def from_files(self, files: list, generator: Generator, share: tuple[int, int] = (0, 1)) -> list[Tensor]:
-        """Views of encoded pictures (`ImageSet.encoded`, or paths, or bytes), decoded no finer than needed, for `normalise`.
+        """Views of encoded pictures (`ImageSet.encoded`, or paths, or bytes), decoded no finer than needed.
 
-        'natural': uint8 (B,3,h,w), with the same random numbers as the call on the decoded pictures, which gives the same
-        views up to rounding. 'glyphs': that call itself.
+        'natural': uint8 (B,3,h,w), for `normalise`; with the same random numbers as the call on the decoded pictures,
+        which gives the same views up to rounding. 'glyphs': that call itself.
         """
         files = [file if isinstance(file, Encoded) else Encoded(file) for file in files]
         if not files:
@@ -947,7 +953,7 @@ class MultiCrop:
     def normalise(self, views: list[Tensor]) -> list[Tensor]:
         "Views as the network takes them, on the device where they are: of bytes made floats, floats left as they are."
         mean, std = self.options.get('mean', IMAGENET_MEAN), self.options.get('std', IMAGENET_STD)
-        return [view if view.is_floating_point() else _normalise(view/255, mean, std) for view in views]
+        return [view if view.is_floating_point() else _normalise(view.float().div_(255), mean, std) for view in views]
 
     def plain(self, images: Tensor | list[Tensor]) -> Tensor:
         "The view (B,3,global_size,global_size) without randomness, for evaluation."

@@ -40,7 +40,7 @@ def _rgb(picture):
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
 _ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm', '.pgm')
 
-# %% ../nbs/10_data.ipynb #010-de8c58cb
+# %% ../nbs/10_data.ipynb #010-fdc987fe
 def decode(source: str | Path | bytes, name: str | None = None, least: float = 1.) -> torch.Tensor:
     """Pixels of one encoded picture (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM).
 
@@ -48,8 +48,8 @@ def decode(source: str | Path | bytes, name: str | None = None, least: float = 1
     ----------
     source : path or bytes   the file, or its content
     name : str, optional     what to call it in an error, when it is not a file
-    least : float            share of its sides that is enough, in (0, 1]; a JPEG then comes at the smallest of the scales
-                             1/8, 1/4, 1/2 and 1 that is not below it, any other format at 1
+    least : float            share of its sides that is enough, in (0, 1]; a JPEG then comes at the smallest of the
+                             scales 1/8, 1/4, 1/2 and 1 that is not below it, any other format at 1
 
     Returns
     -------
@@ -108,7 +108,7 @@ def fit_square(pixels: torch.Tensor, size: int) -> torch.Tensor:
         fitted[i] = np.asarray(scaled).transpose(2, 0, 1)
     return torch.from_numpy(fitted)
 
-# %% ../nbs/10_data.ipynb #019-8f2e1828
+# %% ../nbs/10_data.ipynb #019-3bfd650e
 @dataclass(frozen=True)
 class Encoded:
     """One picture that is not decoded yet.
@@ -133,7 +133,8 @@ class Encoded:
         if self.resize:
             return self.resize, self.resize
         with _opened(self.source, self.name) as picture:
-            turned = picture.format != 'TIFF' and picture.getexif().get(274, 1) in (5, 6, 7, 8)    # Pillow turns TIFF itself
+            orientation = 1 if picture.format == 'TIFF' else picture.getexif().get(274, 1)     # Pillow turns TIFF itself
+            turned = orientation in (5, 6, 7, 8)
             return picture.size if turned else picture.size[::-1]
 
     def pixels(self, least: float = 1.) -> torch.Tensor:
@@ -254,7 +255,7 @@ def _row_group(file, group, column):
                         'save the set again with the pictures embedded')
     return strings
 
-# %% ../nbs/10_data.ipynb #046-6d20027c
+# %% ../nbs/10_data.ipynb #046-36e47d4e
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Pictures with or without labels; `images[i]` is a uint8 tensor (3, H, W).
@@ -318,7 +319,7 @@ class ImageSet:
         return _batch(self, index)
 
     def encoded(self, index) -> list[Encoded]:
-        "Images at these positions before decoding, as `MultiCrop.from_files` takes them; of a set that is not in memory."
+        "Images at these positions before decoding, as `MultiCrop.from_files` takes them; not of a set in memory."
         return _undeveloped(self, index)
 
     def thumbnails(self, index=None, size: int = 64) -> torch.Tensor:
