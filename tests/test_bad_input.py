@@ -128,6 +128,8 @@ def test_a_wrong_number_in_a_stage_is_one_line_and_its_notebook(scratch):
     ('pretrain', {'batchsize': 3}, ('pretrain.batchsize', "did you mean 'batch_size'")),
     ('pretrain', {'batch_size': '3'}, ('pretrain.batch_size should be int', "'3'")),
     ('methods', {'selfclassifier': {'epoch': 3}}, ('methods.selfclassifier.epoch', "did you mean 'epochs'")),
+    ('parallel', {'process': 2}, ('parallel.process', "did you mean 'processes'")),
+    ('parallel', {'processes': 0}, ('1 or more processes', 'processes=0')),
     ('datasets', {'digits': {'sorce': 'digits'}}, ('datasets.digits.sorce', "did you mean 'source'")),
 ])
 def test_misspelt_and_mistyped_keys(section, change, words, scratch):
@@ -137,9 +139,9 @@ def test_misspelt_and_mistyped_keys(section, change, words, scratch):
     for name, value in change.items():
         params[section] = params[section] | ({name: params[section][name] | value} if isinstance(value, dict) and 'sorce' not in value else {name: value})
     code = [source_of(c) for c in cells_of(next(nb for nb in stage_notebooks() if nb.stem == 'pretrain')) if c['cell_type'] == 'code']
-    values = stage_values(['dataset', 'method', 'seed', 'data', 'datasets', 'pretrain', 'methods'], dict(dataset='digits', method='selfclassifier', seed=0), params)
+    values = stage_values(['dataset', 'method', 'seed', 'data', 'datasets', 'parallel', 'pretrain', 'methods'], dict(dataset='digits', method='selfclassifier', seed=0), params)
     with pytest.raises(ParamsError) as error:
-        exec('\n'.join(code[1:4]), values)
+        exec('\n'.join(code[1:5]), values)
     one_line(error, *words)
 
 
