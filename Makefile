@@ -7,7 +7,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS="$(PYTHONWARNINGS)"
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-long prep smoke recipe lab readme clean
+.PHONY: help install repro test test-long prep smoke recipe compare tables bench bench-full bench-gpu lab readme clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ $(ENV)/.dev: $(ENV)/.pipeline
 	$(INSTALL) -e '.[pipeline,widgets,dev]'
 	@touch $@
 
+$(ENV)/.bench: $(ENV)/.pipeline
+	$(INSTALL) -e '.[pipeline,widgets,bench]'
+	@touch $@
+
 install: $(ENV)/.pipeline ## .venv with everything the pipeline needs
 
 data/digits/digits.npz: data.dvc | $(ENV)/.pipeline
@@ -35,6 +39,12 @@ data/digits/digits.npz: data.dvc | $(ENV)/.pipeline
 repro: $(ENV)/.pipeline data/digits/digits.npz ## the Self-Classifier pipeline: train, embed, probe, cluster, report
 	$(RUN) dvc repro report
 	@cat out/report/summary.txt
+
+compare: $(ENV)/.pipeline data/digits/digits.npz ## all methods of params.yaml beside the published numbers: out/compare/page.html
+	$(RUN) dvc repro compare
+
+tables: $(ENV)/.pipeline ## every table that a run exists for, as md, tex, html and csv: out/tables/; ALL=1 for the others too
+	$(RUN) python -m selfclass.report $(if $(ALL),--all)
 
 lab: $(ENV)/.pipeline data/digits/digits.npz ## JupyterLab on the front door
 	$(RUN) jupyter lab nbs/index.ipynb
@@ -58,6 +68,15 @@ prep: $(ENV)/.dev ## before each commit: export, clean, test, strip the outputs 
 	$(RUN) jupyter nbconvert --log-level=WARN --clear-output --inplace nbs/pipeline/*.ipynb
 	$(RUN) nbdev_clean --fname nbs/pipeline
 	$(MAKE) test
+
+bench: $(ENV)/.bench ## speed and memory beside the peers, on CPU, under 15 minutes; rewrites docs/benchmarks.md
+	$(RUN) SELFCLASS_PROGRESS=off python -m benchmarks
+
+bench-full: $(ENV)/.bench ## the same with the large sizes
+	$(RUN) SELFCLASS_PROGRESS=off python -m benchmarks --full
+
+bench-gpu: $(ENV)/.bench ## the rows of one GPU
+	$(RUN) SELFCLASS_PROGRESS=off python -m benchmarks --device cuda
 
 readme: $(ENV)/.dev ## README.md from nbs/index.ipynb, its figures from the last report
 	test ! -d out/report/figures || cp out/report/figures/digits-best.png out/report/figures/digits-curves.png docs/images/

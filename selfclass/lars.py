@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['adapted_gradient', 'LARS', 'warmup_cosine', 'build_optimizer']
 
-# %% ../nbs/40_lars.ipynb #002-49e001ef
+# %% ../nbs/40_lars.ipynb #002-c7c62011
 import math
+from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from .core import check_arguments, nearest
 from .errors import ParamsError, TrainingError
 
-# %% ../nbs/40_lars.ipynb #008-9ef427e7
+# %% ../nbs/40_lars.ipynb #008-9a6f85c9
 def adapted_gradient(param: Tensor, grad: Tensor, weight_decay: float = 0.0, trust_coefficient: float = 0.001,
                      eps: float = 1e-8) -> Tensor:
     """Gradient with weight decay, rescaled to a fixed fraction of the parameter's length.
@@ -34,9 +35,9 @@ def adapted_gradient(param: Tensor, grad: Tensor, weight_decay: float = 0.0, tru
     """
     length, slope = torch.linalg.vector_norm(param), torch.linalg.vector_norm(grad)
     rate = trust_coefficient * length / (slope + weight_decay * length + eps)
-    return grad.add(param, alpha=weight_decay) * (torch.where(length > 0, rate, 1.) * (slope > 0))
+    return grad.add(param, alpha=weight_decay) * torch.where(slope == 0, 0., torch.where(length > 0, rate, 1.))
 
-# %% ../nbs/40_lars.ipynb #012-52582558
+# %% ../nbs/40_lars.ipynb #012-6ba980f5
 def _check_group(group):
     "Refuse numbers that cannot train."
     for key, below in (('lr', math.inf), ('momentum', 1), ('weight_decay', math.inf), ('eps', math.inf)):
@@ -47,21 +48,94 @@ def _check_group(group):
         raise ParamsError(f'trust_coefficient of LARS should be larger than 0, found {trust!r}; None means plain SGD')
 
 
-def _move(param, state, group):
-    "One step of one parameter by the numbers of its group; `state` keeps its momentum."
+def _check_gradient(param):
+    "Refuse what has no length in memory."
     if param.grad.is_sparse:
         raise TrainingError(f'LARS needs dense gradients, found a sparse one of shape {tuple(param.shape)}; '
                             'make the layer with sparse=False')
+
+
+def _momentum_of(param, state):
+    "The momentum of a parameter, zeros at first."
+    if 'momentum_buffer' not in state:
+        state['momentum_buffer'] = torch.zeros_like(param)
+    return state['momentum_buffer']
+
+# %% ../nbs/40_lars.ipynb #014-65c96d49
+def _dense(*tensors):
+    "Whether the tensors lie in memory without gaps and in the same order."
+    return any(all(t.is_contiguous(memory_format=order) for t in tensors)
+               for order in (torch.contiguous_format, torch.channels_last))
+
+
+def _length(x):
+    "Euclidean length of a CPU tensor, as a number."
+    if x.dtype in (torch.float32, torch.float64) and _dense(x):
+        flat = x.as_strided((x.numel(),), (1,))                # in the order of memory, whatever the layout
+        return math.sqrt(torch.dot(flat, flat).item())
+    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)).item()
+
+
+def _local_rate(param, group):
+    "Factor of the decayed gradient of one CPU parameter, as a number."
+    trust = group['trust_coefficient']
+    length, slope = (1., 1.) if trust is None else (_length(param), _length(param.grad))
+    if slope == 0 or length == 0 or trust is None:
+        return 0. if slope == 0 else 1.
+    return trust * length / (slope + group['weight_decay'] * length + group['eps'])
+
+# %% ../nbs/40_lars.ipynb #018-d8d30bd0
+def _move_plainly(param, state, group):
+    "One step of one parameter, operation by operation; `state` keeps its momentum."
     decay, trust = group['weight_decay'], group['trust_coefficient']
     step = (param.grad.add(param, alpha=decay) if trust is None else
             adapted_gradient(param, param.grad, decay, trust, group['eps']))
     if group['momentum']:
-        if 'momentum_buffer' not in state:
-            state['momentum_buffer'] = torch.zeros_like(param)
-        step = state['momentum_buffer'].mul_(group['momentum']).add_(step)
+        step = _momentum_of(param, state).mul_(group['momentum']).add_(step)
     param.add_(step, alpha=-group['lr'])
 
-# %% ../nbs/40_lars.ipynb #014-14537c85
+
+def _move_fused(param, state, group):
+    "The same step of a CPU parameter in one trip through memory, after the one for the lengths."
+    rate, momentum = _local_rate(param, group), group['momentum']
+    buffers = [_momentum_of(param, state)] if momentum else []
+    if not _dense(param, param.grad, *buffers) or not abs(1 - (1 - rate) - rate) <= 1e-7 * rate:
+        return _move_plainly(param, state, group)
+    torch._fused_sgd_([param], [param.grad], buffers, lr=group['lr'] * (1 if momentum else rate), momentum=momentum,
+                      dampening=1 - rate, weight_decay=group['weight_decay'], nesterov=False, maximize=False,
+                      is_first_step=False)
+
+
+_SMALL = 2**14                                  # elements below which a tensor is in the cache
+
+
+def _move(param, state, group):
+    "One step of one CPU parameter, the way that suits its size."
+    (_move_plainly if param.numel() < _SMALL else _move_fused)(param, state, group)
+
+# %% ../nbs/40_lars.ipynb #023-561623e4
+def _rates(params, grads, group):
+    "Local rates of parameters of one device and dtype: a vector there."
+    kind = torch.promote_types(params[0].dtype, torch.float32)
+    lengths, slopes = (torch.stack(torch._foreach_norm(tensors, 2, kind)) for tensors in (params, grads))
+    rates = group['trust_coefficient'] * lengths / (slopes + group['weight_decay'] * lengths + group['eps'])
+    return torch.where(slopes == 0, 0., torch.where(lengths > 0, rates, 1.))
+
+
+def _move_together(params, states, group):
+    "One step of parameters of one device and dtype; the host waits for nothing."
+    grads, momentum = [param.grad for param in params], group['momentum']
+    steps = torch._foreach_add(grads, params, alpha=group['weight_decay'])
+    if group['trust_coefficient'] is not None:
+        torch._foreach_mul_(steps, list(_rates(params, grads, group).to(params[0].dtype).unbind()))
+    if momentum:
+        buffers = [_momentum_of(param, state) for param, state in zip(params, states)]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, steps)
+        steps = buffers
+    torch._foreach_add_(params, steps, alpha=-group['lr'])
+
+# %% ../nbs/40_lars.ipynb #026-809d892b
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose rate is adapted to each parameter tensor.
 
@@ -99,12 +173,18 @@ class LARS(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for param in group['params']:
-                if param.grad is not None:
+            together = defaultdict(list)
+            for param in (param for param in group['params'] if param.grad is not None):
+                _check_gradient(param)
+                if param.device.type == 'cpu':
                     _move(param, self.state[param], group)
+                else:
+                    together[param.device, param.dtype].append(param)
+            for params in together.values():
+                _move_together(params, [self.state[param] for param in params], group)
         return loss
 
-# %% ../nbs/40_lars.ipynb #027-2d5b6e41
+# %% ../nbs/40_lars.ipynb #039-2d5b6e41
 def warmup_cosine(epoch: float, epochs: int, lr: float, warmup_epochs: float = 0, start_lr: float = 0.0,
                   final_lr: float = 0.0) -> float:
     """Learning rate at a moment of training: linear warm-up, then half a cosine.
@@ -137,7 +217,7 @@ def warmup_cosine(epoch: float, epochs: int, lr: float, warmup_epochs: float = 0
     done = min(1., (epoch - warmup_epochs) / (epochs - warmup_epochs))
     return final_lr + (lr - final_lr) * (1 + math.cos(math.pi * done)) / 2
 
-# %% ../nbs/40_lars.ipynb #031-e70b54ca
+# %% ../nbs/40_lars.ipynb #043-e70b54ca
 def build_optimizer(params, name: str = 'lars', **kwargs) -> torch.optim.Optimizer:
     """Optimiser of a name and its numbers, as they stand in params.yaml.
 
