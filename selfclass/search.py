@@ -460,7 +460,7 @@ def _nearest(x, centres):
     near, far = (square - 2 * best).clamp(min=0) + error, (square - 2 * second - error).clamp(min=0)
     return label, far.sqrt() - near.sqrt()
 
-# %% ../nbs/23_search.ipynb #066-ccb5ba6b
+# %% ../nbs/23_search.ipynb #066-979f5e6f
 def _draw_centres(x, n, generator):
     "n rows drawn as in k-means++, up to n/24 at a time."
     square, far = x.square().sum(1), x.new_full((len(x),), torch.inf)
@@ -479,7 +479,7 @@ def _draw_centres(x, n, generator):
         new = torch.multinomial(weight, min(n - drawn, max(1, min(drawn, n // 24))), generator=generator)
         chosen, drawn = torch.cat([chosen, new]), drawn + len(new)
 
-
+# %% ../nbs/23_search.ipynb #068-577c6213
 def _least_useful(use, refuge, n):
     "Up to n centres of the smallest use, none of them the refuge of another."
     gone, kept = set(), set()
@@ -513,7 +513,7 @@ def _start_centres(x, n, generator):
         centres = _drop_centres(x, centres, min(len(centres) - n, -(-surplus // 6)))
     return centres
 
-# %% ../nbs/23_search.ipynb #070-d599f577
+# %% ../nbs/23_search.ipynb #072-55d88b02
 def _pass(share, centres, labels, margins):
     "Give each row to its nearest centre; per centre the sum of its rows and their number (k, D + 1), over all processes."
     k, width = centres.shape
@@ -551,7 +551,7 @@ def _moved(share, centres, labels, total):
         new[empty] = torch.where(distance[:, None] > 0, rows, new[empty])
     return new
 
-
+# %% ../nbs/23_search.ipynb #074-9520e022
 def _lloyd(share, square, centres, max_iter, tol, desc):
     "Centres, labels of this process's chunks, inertia and number of passes; `square`: sum of |x|² of all rows."
     sizes = [min(share.chunk, len(share.rows) - start) for start in share.starts]
@@ -571,7 +571,7 @@ def _lloyd(share, square, centres, max_iter, tol, desc):
         centres, before = new, inertia
     return centres, labels, inertia, n_iter
 
-# %% ../nbs/23_search.ipynb #073-8b12a7be
+# %% ../nbs/23_search.ipynb #077-ceb0b68f
 @dataclass(eq=False)
 class KMeans:
     """Clusters of rows, as `fit_kmeans` finds them; the names are scikit-learn's.
@@ -614,7 +614,7 @@ class KMeans:
         parts = _bar(range(0, len(rows), step), 'clusters', len(rows) * k * width)
         return torch.cat([_two_nearest(_read(rows, start, start + step, device) - shift, centres)[2].cpu() for start in parts])
 
-
+# %% ../nbs/23_search.ipynb #079-70843a6f
 def _sample(rows, n_clusters, generator, device):
     "At most 10 rows per cluster, or 256 MB of them, drawn at random, in their order."
     n = min(len(rows), max(2 * n_clusters, min(max(10 * n_clusters, 4096), 2**26 // rows.shape[1])))

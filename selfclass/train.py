@@ -27,13 +27,13 @@ from .hub import save_pretrained
 from .loss import collapse_loss
 from .model import ClusterNet
 
-# %% ../nbs/41_train.ipynb #005-603f8901
+# %% ../nbs/41_train.ipynb #005-28623c22
 def _generator(*numbers, device='cpu'):
     "A random generator that is a function of some whole numbers."
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state) % 2**63)
 
-
+# %% ../nbs/41_train.ipynb #007-8778daaf
 class _Places:
     "Epoch and number of each batch of a loader's epoch."
 
@@ -46,7 +46,7 @@ class _Places:
     def __iter__(self):
         return ((self.loader.epoch, i) for i in range(len(self.loader)))
 
-
+# %% ../nbs/41_train.ipynb #009-73dfe76b
 class ViewLoader(Dataset):
     """Batches of views, shuffled anew each epoch, a pure function of seed and epoch.
 
@@ -111,7 +111,7 @@ class ViewLoader(Dataset):
             return (self[i] for i in range(len(self)))
         return ((index, self.views.normalise([view.to(self.target, non_blocking=True) for view in views])) for index, views in self._decoded)
 
-# %% ../nbs/41_train.ipynb #009-d3ead8a6
+# %% ../nbs/41_train.ipynb #013-d3ead8a6
 def fit(step, loader, optimizer, lr_at, epochs: int, on_epoch=lambda epoch, loss, lr: None, start: int = 0):
     """Train: for each batch one step, for each epoch one call of `on_epoch`.
 
@@ -148,7 +148,7 @@ def fit(step, loader, optimizer, lr_at, epochs: int, on_epoch=lambda epoch, loss
             bar.set_postfix_str(f'epoch {epoch + 1}/{epochs} loss {mean:.3f}', refresh=False)
             on_epoch(epoch, mean, lr)
 
-# %% ../nbs/41_train.ipynb #014-c739fbe1
+# %% ../nbs/41_train.ipynb #018-c739fbe1
 class Checkpoint:
     """Everything a run needs to go on, in one file.
 
@@ -199,7 +199,7 @@ class Checkpoint:
         if self.file is not None and not rank():
             shutil.rmtree(self.file.parent, ignore_errors=True)
 
-# %% ../nbs/41_train.ipynb #015-25c02e85
+# %% ../nbs/41_train.ipynb #019-25c02e85
 def checkpoint_folder(stage: str, key: str, *numbers) -> Path:
     """Where the checkpoints of a run live: another folder for other numbers and for other code.
 
@@ -217,7 +217,7 @@ def checkpoint_folder(stage: str, key: str, *numbers) -> Path:
         digest.update(file.read_bytes())
     return root()/'.checkpoints'/stage/key/digest.hexdigest()[:16]
 
-# %% ../nbs/41_train.ipynb #019-9d352fc6
+# %% ../nbs/41_train.ipynb #023-9d352fc6
 def class_usage(ids: np.ndarray, n_classes: int) -> tuple[float, int]:
     """How evenly classes are used.
 
@@ -236,7 +236,7 @@ def class_usage(ids: np.ndarray, n_classes: int) -> tuple[float, int]:
     entropy = -(share * np.log(share)).sum() / math.log(n_classes) if n_classes > 1 else 1.
     return float(abs(entropy)), int((sizes == 0).sum())
 
-# %% ../nbs/41_train.ipynb #022-85d41c9a
+# %% ../nbs/41_train.ipynb #026-85d41c9a
 class Record:
     """What a run writes down after each epoch; also a part of its checkpoint.
 
@@ -291,7 +291,7 @@ class Record:
         self.rows, self.epoch = state['rows'], state['epoch']
         self.ids = {k: [a.numpy().astype(np.uint16) for a in v] for k, v in state['ids'].items()}
 
-# %% ../nbs/41_train.ipynb #024-da6fbf38
+# %% ../nbs/41_train.ipynb #028-da6fbf38
 def diagnosis(rows: list[dict], classes, collapse: float | None = None) -> str:
     """One sentence on the health of a run.
 
@@ -317,7 +317,7 @@ def diagnosis(rows: list[dict], classes, collapse: float | None = None) -> str:
                 'a batch should hold several images per class.')
     return f"Healthy: loss {rows[-1]['loss']:.3f}, far from log C = {mean_log:.3f}; all {sum(classes)} classes in use."
 
-# %% ../nbs/41_train.ipynb #028-4f7046fb
+# %% ../nbs/41_train.ipynb #032-4f7046fb
 @dataclass
 class Run:
     """What a training leaves.
@@ -338,7 +338,7 @@ class Run:
     speed: dict
     checkpoint: Checkpoint = Checkpoint(None)
 
-# %% ../nbs/41_train.ipynb #030-bf064d3a
+# %% ../nbs/41_train.ipynb #034-bf064d3a
 def save_run(run: Run, folder, **facts) -> Path:
     """Write a finished run: model.safetensors, config.json, log.csv, predictions.npz.
 
@@ -363,7 +363,7 @@ def save_run(run: Run, folder, **facts) -> Path:
     run.checkpoint.done()
     return folder
 
-# %% ../nbs/41_train.ipynb #032-9d4aee6e
+# %% ../nbs/41_train.ipynb #036-9d4aee6e
 def sample_views(loader: ViewLoader, path, n: int = 8) -> Path:
     """Keep a few images and their views, as uint8, for a picture of the augmentation.
 
@@ -380,7 +380,7 @@ def sample_views(loader: ViewLoader, path, n: int = 8) -> Path:
     images = loader.images.thumbnails([int(i) for i in index[:n]], views[0].shape[-1])
     return save_arrays(path, images=images, n_global=loader.views.n_global, **{f'view_{v}': view for v, view in enumerate(byte)})
 
-# %% ../nbs/41_train.ipynb #036-afb8030f
+# %% ../nbs/41_train.ipynb #040-afb8030f
 def method_function(method: str, recipe: dict):
     """The `fit_*` that an entry of `methods:` stands for.
 
@@ -404,7 +404,7 @@ def method_function(method: str, recipe: dict):
         known = sorted(nb.stem for nb in Path(__file__).parent.glob('*.py') if f'def fit_{nb.stem}(' in nb.read_text(encoding='utf-8'))
         raise ParamsError(f"methods.{method}: there is no method '{name}'; {nearest(name, known)}, or say `module:`") from None
 
-# %% ../nbs/41_train.ipynb #038-4fc2ac1d
+# %% ../nbs/41_train.ipynb #042-4fc2ac1d
 def train_and_save(images: ImageSet, held_out: ImageSet, folder, dataset: str, method: str, seed: int, pretrain: dict, recipe: dict, checkpoints=None,
                    facts: dict = {}) -> dict:
     """Train by one entry of `methods:` and write the run.

@@ -78,7 +78,7 @@ def test_stage_notebooks_are_recipes(notebook):
     assert all(a.end_lineno < b.lineno for a, b in zip(tree.body, tree.body[1:])), 'one assignment per line'
 
 
-PARAM_FILES = [ROOT/'params.yaml', *sorted((ROOT/'conf').rglob('*.yaml'))]
+PARAM_FILES = [ROOT/'params.yaml', *sorted((ROOT/'conf').glob('*.yaml'))]
 
 
 @pytest.mark.parametrize('file', PARAM_FILES, ids=lambda f: f.stem)
