@@ -70,9 +70,9 @@ def floor(heads, walks=3):
     device, entries = heads[0][0].device.type, sum(view.numel() for views in heads for view in views)
     size = heads[0][0].element_size()
     seconds = (walks + 1) * entries * size / bandwidth(device)
-    exps = 5 * entries / exp_rate(device) if device == 'cpu' else 0.
+    exps = 3 * entries / exp_rate(device) if device == 'cpu' else 0.
     says = f'{walks} readings and 1 writing of {entries / 1e6:.0f} M logits of {size} bytes at {bandwidth(device) / 1e9:.0f} GB/s'
-    return seconds + exps, says + (f', and 5 exponentials of each at {exp_rate(device) / 1e9:.1f} a nanosecond' if exps else '')
+    return seconds + exps, says + (f', and 3 exponentials of each at {exp_rate(device) / 1e9:.1f} a nanosecond' if exps else '')
 
 
 def loss_seconds(n: int, c: int, v: int, repeats: int = 5) -> float:

@@ -6,13 +6,12 @@
 __all__ = ['FUSED_FROM', 'SAFE_LOG', 'column_logsumexp', 'log_targets', 'log_predictions', 'n_pairs', 'pair_cross_entropy',
            'plain_loss', 'uniform_prior_loss', 'prior_per_head', 'multi_head_loss', 'collapse_loss', 'fused_loss']
 
-# %% ../nbs/30_loss.ipynb #002-375fd255
+# %% ../nbs/30_loss.ipynb #002-9d513c05
 import math
 import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import repeat
 from numbers import Real
 from typing import NamedTuple
 
@@ -157,7 +156,7 @@ def pair_cross_entropy(targets: Tensor, log_preds: Tensor, n_global: int = 2, gr
     pairs = n_pairs(len(targets), n_global)
     return -_total(from_global.sum() + from_local.sum(), group) / (_n_pictures(targets, group) * pairs)
 
-# %% ../nbs/30_loss.ipynb #036-40323415
+# %% ../nbs/30_loss.ipynb #036-1bf642de
 def _check_views(views, n_global, group):
     "Refuse views that cannot be compared."
     shapes = sorted({tuple(view.shape) for view in views})
@@ -185,21 +184,21 @@ def _summed_loss(logits, row_temp, col_temp, n_global, prior, group):
 
 def plain_loss(views: Sequence[Tensor], row_temp: float = 0.1, col_temp: float = 0.05, n_global: int = 2,
                prior: Sequence[float] | Tensor | None = None, group=None) -> Tensor:
-    """`uniform_prior_loss` by the formulas above, differentiated by autograd: the reference, and quickest for small heads.
+    """`uniform_prior_loss` by the formulas above and autograd: the reference, and quickest for small heads.
 
     Arguments, result and errors as for `uniform_prior_loss`.
     """
     _check_views(views, n_global, group)
     return _summed_loss(_stacked(views), row_temp, col_temp, n_global, prior, group)
 
-# %% ../nbs/30_loss.ipynb #038-2b40f572
+# %% ../nbs/30_loss.ipynb #038-4cfdcba1
 def _repays_fusing(views):
     "Is the head large enough, on this kind of device, for `fused_loss` to be the quicker one?"
     entries = len(views) * views[0].shape[-1]
-    return entries >= FUSED_FROM and (views[0].device.type == 'cpu' or _on_kernels(views))
+    return entries >= FUSED_FROM and (views[0].device.type == 'cpu' or _on_kernels(views[0]))
 
 
-FUSED_FROM = 1024        # views times classes; measured in benchmarks/loss.py
+FUSED_FROM = 1024        # views times classes; with 256 pictures on a CPU, both cost the same about here
 
 
 def uniform_prior_loss(views: Sequence[Tensor], row_temp: float = 0.1, col_temp: float = 0.05, n_global: int = 2,
@@ -231,7 +230,7 @@ def uniform_prior_loss(views: Sequence[Tensor], row_temp: float = 0.1, col_temp:
     loss = fused_loss if _repays_fusing(views) else plain_loss
     return loss(views, row_temp, col_temp, n_global, prior, group)
 
-# %% ../nbs/30_loss.ipynb #047-dc38d934
+# %% ../nbs/30_loss.ipynb #047-0a1552ad
 def prior_per_head(prior, sizes: Sequence[int]) -> list:
     """One prior, or None, for each head.
 
@@ -287,7 +286,7 @@ def multi_head_loss(heads: Sequence[Sequence[Tensor]], row_temp: float = 0.1, co
         else:
             logits = _stacked(views)
             alike.setdefault((logits.shape, None if w is None else id(w)), []).append((logits, w))
-    for same in alike.values():                                        # small heads of one size go through as one tensor
+    for same in alike.values():                              # small heads of one size go through as one tensor
         logits = torch.stack([logits for logits, _ in same], 1)
         losses.append(_summed_loss(logits, row_temp, col_temp, n_global, same[0][1], group))
     return sum(losses) / len(heads)
@@ -309,82 +308,84 @@ def collapse_loss(classes: Sequence[int], prior=None) -> float:
         return math.log(size) if w is None else torch.special.entr(_checked_prior(w, size)).sum().item()
     return sum(map(entropy, prior_per_head(prior, classes), classes)) / len(classes)
 
-# %% ../nbs/30_loss.ipynb #075-5fdde286
-def _rows_per_block(n_classes, n_views, entries=2**20):
-    "Rows that make a block of about 4 MB, and at least as many entries per view as two threads are given work for."
-    return 1 + max(2**15, entries // n_views) // n_classes
+# %% ../nbs/30_loss.ipynb #075-2fdf13b6
+def _precise(x):
+    "The type to compute in: float64 if the logits have it, else float32."
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _affine(parts, offsets, scale, out):
-    "`scale * S + offset` of a block, V parts (b, C), in float32 or better."
-    for part, offset, to in zip(parts, offsets, out.unbind()):
-        torch.add(offset, part, alpha=scale, out=to)
-    return out
+def _rows_per_block(n_classes, n_views, entries=2**19):
+    "Rows that make a block of about 2 MB."
+    return 1 + entries // (n_views * n_classes)
 
 
-def _partner_sums(parts, offsets, summed, scale, n_global, small, out):
+def _as_one(views):
+    "Views (B, C) as one tensor (V, B, C): the same memory where they are evenly spaced in it, else a copy."
+    first, starts = views[0], [view.data_ptr() for view in views]
+    steps = {after - before for before, after in zip(starts, starts[1:])}
+    kinds = {(view.untyped_storage().data_ptr(), view.dtype, view.stride()) for view in views}
+    if len(kinds) == len(steps) == 1 and min(steps) > 0 and first.stride(1) == 1:
+        strides = min(steps) // first.element_size(), *first.stride()
+        return first.as_strided((len(views), *first.shape), strides, first.storage_offset())
+    return torch.stack(tuple(views))
+
+
+def _scratch(x, count):
+    "Rows per block, and `count` arrays (V, b, C) of that size, in float32 or better."
+    size = len(x), min(_rows_per_block(x.shape[2], len(x)), x.shape[1]), x.shape[2]
+    return size[1], [torch.empty(size, device=x.device, dtype=_precise(x)) for _ in range(count)]
+
+
+def _blocks(x, rows, *spaces):
+    "Blocks of rows, (V, b, C) in float32 or better, each with as much of the scratch arrays."
+    for S in x.split(rows, 1):
+        yield S.to(_precise(x)), *[space[:, :S.shape[1]] for space in spaces]
+
+
+def _column_offsets(a, n_global):
+    "Per-class terms of `_partner_sums`: of all global views, of all local ones, of each global one."
+    return a[:n_global].sum(0), a[n_global:].sum(0), a[:n_global].unsqueeze(1)
+
+
+def _partner_sums(S, offsets, scale, n_global, out):
     "U of the global views into `out[:n_global]`; U of the local ones, one for all of them, is returned."
-    large, whole = small.unbind()
-    torch.add(summed[0], parts[0], alpha=scale, out=large)
-    for part in parts[1:n_global]:
-        large.add_(part, alpha=scale)
-    torch.add(large, summed[1], out=whole)
-    for part in parts[n_global:]:
-        whole.add_(part, alpha=scale)
-    for part, offset, to in zip(parts, offsets, out[:n_global].unbind()):
-        torch.sub(whole, part, alpha=scale, out=to).sub_(offset)
-    return large
+    large, small = S.split([n_global, len(S) - n_global])
+    shared = torch.add(offsets[0], large.sum(0), alpha=scale)
+    whole = torch.add(offsets[1], small.sum(0), alpha=scale).add_(shared)
+    torch.sub(whole, large, alpha=scale, out=out[:n_global]).sub_(offsets[2])
+    return shared
 
 
 def _of_partners(x, n_global):
     "For each of V views, the sum of `x` (V, ...) over the views it is paired with."
     return torch.cat([x.sum(0) - x[:n_global], x[:n_global].sum(0).expand_as(x[n_global:])])
 
-# %% ../nbs/30_loss.ipynb #078-628de6f4
-def _scratch(views, count):
-    "Rows per block, `count` block-sized arrays (V, b, C), and a pair of (b, C), in float32 or better."
-    rows = min(_rows_per_block(views[0].shape[1], len(views)), len(views[0]))
-    kind = dict(device=views[0].device, dtype=_precise(views))
-    block = (len(views), rows, views[0].shape[1])
-    return rows, [torch.empty(block, **kind) for _ in range(count)], torch.empty(2, *block[1:], **kind)
-
-
-def _precise(views):
-    "The type to compute in: float64 if the logits have it, else float32."
-    return torch.float64 if torch.float64 in {view.dtype for view in views} else torch.float32
-
-
-def _blocks(rows, *views):
-    "Parts of `rows` rows, of all views at a time."
-    return zip(*[view.split(rows) for view in views])
-
-
-def _column_logs(views, row_temp, col_temp):
+# %% ../nbs/30_loss.ipynb #078-018efa24
+def _column_logs(x, row_temp, col_temp):
     "First walk: r (V, B), and the logs of the sums over pictures of R and of exp(S / col_temp), stacked (2, V, C)."
-    rows, (block,), _ = _scratch(views, 1)
-    no_offset, ones = block.new_zeros(len(views), 1), torch.ones_like(block[:, :1, :1]).expand(-1, 1, rows)
-    predicted, taken = block.new_zeros(2, len(views), 1, block.shape[2])
+    rows, (space,) = _scratch(x, 1)
+    ones = torch.ones_like(space[:, :1, :1]).expand(-1, 1, rows)
+    predicted, taken = space.new_zeros(2, len(x), 1, x.shape[2])
     row_sums = []
-    for parts in _blocks(rows, *views):
-        e = _affine(parts, no_offset, 1 / row_temp, block[:, :len(parts[0])]).exp_()
+    for S, e in _blocks(x, rows, space):
+        torch.mul(S, 1 / row_temp, out=e).exp_()
         row_sums.append(e.sum(-1))
         predicted.baddbmm_(row_sums[-1].reciprocal().unsqueeze(1), e)
-        e = e.mul_(e) if row_temp == 2 * col_temp else _affine(parts, no_offset, 1 / col_temp, e).exp_()
+        e = e.mul_(e) if row_temp == 2 * col_temp else torch.mul(S, 1 / col_temp, out=e).exp_()
         taken.baddbmm_(ones[..., :e.shape[1]], e)
     return torch.cat(row_sums, 1).log(), torch.cat([predicted, taken], 1).log().movedim(1, 0)
 
-# %% ../nbs/30_loss.ipynb #082-1ea995de
-def _target_sums(views, a, b, row_temp, col_temp, n_global):
+# %% ../nbs/30_loss.ipynb #082-1df875d4
+def _target_sums(x, a, b, w, row_temp, col_temp, n_global):
     "Second walk: t and s (V, B), and the sums over pictures of T and of T (U - s), stacked (2, V, C)."
-    rows, (block, other), small = _scratch(views, 2)
-    summed, n_views = (a[:n_global].sum(0), a[n_global:].sum(0)), len(views)
-    plain, weighted = block.new_zeros(n_views, 2, block.shape[2]), block.new_zeros(n_views, 1, block.shape[2])
+    rows, spaces = _scratch(x, 2)
+    b = (b if w is None else b + w.log()).unsqueeze(1)
+    plain, weighted = (b.new_zeros(len(x), k, x.shape[2]) for k in (2, 1))
+    offsets = _column_offsets(a, n_global)
     t, s = [], []
-    for parts in _blocks(rows, *views):
-        b_rows = len(parts[0])
-        T = _affine(parts, b, 1 / col_temp, block[:, :b_rows]).exp_()
-        TU = other[:, :b_rows]
-        local = _partner_sums(parts, a, summed, 1 / row_temp, n_global, small[:, :b_rows], TU)
+    for S, T, TU in _blocks(x, rows, *spaces):
+        torch.add(b, S, alpha=1 / col_temp, out=T).exp_()
+        local = _partner_sums(S, offsets, 1 / row_temp, n_global, TU)
         TU[:n_global].mul_(T[:n_global])
         torch.mul(T[n_global:], local, out=TU[n_global:])
         t.append(T.sum(-1))
@@ -394,11 +395,12 @@ def _target_sums(views, a, b, row_temp, col_temp, n_global):
         weighted.baddbmm_(share.unsqueeze(1), TU)
     return torch.cat(t, 1).log(), torch.cat(s, 1), torch.stack([plain[:, 0], weighted[:, 0] - plain[:, 1]])
 
-# %% ../nbs/30_loss.ipynb #085-a1e5e6e3
+# %% ../nbs/30_loss.ipynb #085-02b0fbda
 class _Statistics(NamedTuple):
     "What the first two walks leave for the third: per class (V, C) and per picture (V, B)."
     a: Tensor
     b: Tensor
+    w: Tensor | None         # the prior (C,), None if uniform
     g: Tensor
     d: Tensor
     r: Tensor
@@ -413,46 +415,43 @@ def _prediction_term(E, slope, over_r, m, by_row, spare):
     return E.mul_(torch.bmm(of_pictures, slope, out=spare))
 
 
-def _target_factor(U, local, s, e_t, d, by_col):
+def _target_factor(U, local, of_pictures, of_classes, by_col, n_global):
     "`by_col * (s + e^t d - U)` of a block, in the place of U, whose local views are all equal to `local`."
-    n_global = len(U) - len(local)
-    of_pictures, of_classes = torch.stack([s, e_t], 2), torch.stack([torch.ones_like(d), d], 1)
     for part, base in ((slice(n_global), U[:n_global]), (slice(n_global, None), local)):
         torch.baddbmm(base, of_pictures[part], of_classes[part], beta=-by_col, alpha=by_col, out=U[part])
     return U
 
 
-def _less_partners(G, T, by_row, n_global, small, outs):
-    "The finished block `G - by_row * W`, into the gradients of the views."
-    large, whole = small.unbind()
-    torch.sum(T[:n_global], 0, out=large)
-    torch.sum(T[n_global:], 0, out=whole).add_(large)
+def _less_partners(G, T, by_row, n_global, out):
+    "`G - by_row * W` of a block, into the gradients."
+    large = T[:n_global].sum(0)
+    whole = T[n_global:].sum(0).add_(large)
     G[:n_global].add_(T[:n_global], alpha=by_row)
-    for v, (part, out) in enumerate(zip(G.unbind(), outs)):
-        if out is not None:
-            torch.sub(part, whole if v < n_global else large, alpha=by_row, out=out)
+    torch.sub(G[:n_global], whole, alpha=by_row, out=out[:n_global])
+    torch.sub(G[n_global:], large, alpha=by_row, out=out[n_global:])
 
 
-def _gradient(views, stats, row_temp, col_temp, n_global, scale, needed):
-    "Third walk: `scale` times N M times the derivative of the loss by the logits of each view; None where not needed."
-    rows, spaces, small = _scratch(views, 3)
-    a, b, g, d, r, t, s = stats
+def _gradient(x, stats, row_temp, col_temp, n_global, scale):
+    "Third walk: `scale` times N M times the derivative of the loss by the logits (V, B, C)."
+    rows, spaces = _scratch(x, 3)
+    a, b, w, g, d, r, t, s = stats
+    b = (b if w is None else b + w.log()).unsqueeze(1)
     by_row, by_col, twice = scale.item() / row_temp, scale.item() / col_temp, row_temp == 2 * col_temp
     half = b / 2 if twice else torch.zeros_like(b)                   # the square of exp(S / row_temp + half) is T e^t
-    slope = torch.stack([g * a.exp(), torch.ones_like(g)], 1) * (-half).exp().unsqueeze(1)
-    m, summed = _of_partners(r.new_ones(len(views), 1), n_global), (a[:n_global].sum(0), a[n_global:].sum(0))
-    grads = [torch.empty_like(view) if wanted else None for view, wanted in zip(views, needed)]
-    outs = zip(*[grad.split(rows) if grad is not None else repeat(None) for grad in grads])
-    pictures = zip(*[x.split(rows, 1) for x in ((-r).exp(), t.exp(), s)])
-    for parts, out, (over_r, e_t, s_part) in zip(_blocks(rows, *views), outs, pictures):
-        E, T, U = (space[:, :len(parts[0])] for space in spaces)
-        _affine(parts, half, 1 / row_temp, E).exp_()
-        T = torch.mul(E, E, out=T) if twice else _affine(parts, b, 1 / col_temp, T).exp_()
-        T.mul_(e_t.reciprocal().unsqueeze(2))
+    slope = torch.stack([g * a.exp(), torch.ones_like(g)], 1) * (-half).exp()
+    m, offsets = _of_partners(r.new_ones(len(x), 1), n_global), _column_offsets(a, n_global)
+    of_classes = torch.stack([torch.ones_like(d), d], 1)
+    grads = torch.empty(x.shape, device=x.device, dtype=x.dtype)
+    pictures = [y.split(rows, 1) for y in ((-r).exp(), (-t).exp().unsqueeze(2), torch.stack([s, t.exp()], 2))]
+    blocks = zip(_blocks(x, rows, *spaces), grads.split(rows, 1), *pictures)
+    for (S, E, T, U), out, over_r, over_t, of_pictures in blocks:
+        torch.add(half, S, alpha=1 / row_temp, out=E).exp_()
+        T = torch.mul(E, E, out=T) if twice else torch.add(b, S, alpha=1 / col_temp, out=T).exp_()
+        T.mul_(over_t)
         _prediction_term(E, slope, over_r, m, by_row, spare=U)
-        local = _partner_sums(parts, a, summed, 1 / row_temp, n_global, small[:, :len(parts[0])], U)
-        _target_factor(U, local.expand(len(views) - n_global, -1, -1), s_part, e_t, d, by_col)
-        _less_partners(E.addcmul_(U, T), T, by_row, n_global, small[:, :len(parts[0])], out)
+        local = _partner_sums(S, offsets, 1 / row_temp, n_global, U)
+        _target_factor(U, local, of_pictures, of_classes, by_col, n_global)
+        _less_partners(E.addcmul_(U, T), T, by_row, n_global, out)
     return grads
 
 # %% ../nbs/30_loss.ipynb #088-4259c8fe
@@ -485,16 +484,16 @@ def _whole_batch(logs, r, group):
     sums, counts = sum_over_ranks(torch.cat([(logs - top).exp().flatten(), counts]), group).split([logs.numel(), 2])
     return top + sums.view_as(logs).log(), *counts
 
-# %% ../nbs/30_loss.ipynb #092-2b1fd39c
-def _on_kernels(views):
+# %% ../nbs/30_loss.ipynb #092-141da46b
+def _on_kernels(x):
     "Can the Triton kernels take these logits (a GPU, or Triton's interpreter)?"
-    device = views[0].is_cuda or os.environ.get('TRITON_INTERPRET') == '1'
-    return device and _precise(views) == torch.float32 and find_spec('triton') is not None
+    device = x.is_cuda or os.environ.get('TRITON_INTERPRET') == '1'
+    return device and _precise(x) == torch.float32 and find_spec('triton') is not None
 
 
-def _walks(views):
+def _walks(x):
     "The three walks, for the device of the logits."
-    if not _on_kernels(views):
+    if not _on_kernels(x):
         return _column_logs, _target_sums, _gradient
     from selfclass.kernels import column_logs, gradient, target_sums
     return column_logs, target_sums, gradient
@@ -513,14 +512,16 @@ class _WithGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, slope):
         with _full_precision(slope.device):
-            return None, None, *ctx.gradient(ctx.saved_tensors, slope, ctx.needs_input_grad[2:])
+            grads = ctx.gradient(_as_one(ctx.saved_tensors), slope)
+        return None, None, *[grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[2:])]
 
 
 def fused_loss(views: Sequence[Tensor], row_temp: float = 0.1, col_temp: float = 0.05, n_global: int = 2,
                prior: Sequence[float] | Tensor | None = None, group=None) -> Tensor:
-    """`uniform_prior_loss` in three walks over the logits, with the gradient derived by hand: for heads of many classes.
+    """`uniform_prior_loss` in three walks over the logits, the gradient derived by hand: for heads of many classes.
 
-    Keeps nothing of the size of the logits but their gradient. Falls back to `plain_loss` on the CPU if logits are larger
+    Keeps nothing of the size of the logits but their gradient (views that are not evenly spaced in memory, as parts of
+    one product are, are copied together first). Falls back to `plain_loss` on the CPU if logits are larger
     than about 60 times a temperature. The gradient cannot be differentiated again.
 
     Arguments, result and errors as for `uniform_prior_loss`.
@@ -529,29 +530,32 @@ def fused_loss(views: Sequence[Tensor], row_temp: float = 0.1, col_temp: float =
     _check_temperature('row_temp', row_temp)
     _check_temperature('col_temp', col_temp)
     with _full_precision(views[0].device):
-        found = _two_walks([view.detach() for view in views], row_temp, col_temp, n_global, prior, group)
-    return _WithGradient.apply(*found, *views) if found else plain_loss(views, row_temp, col_temp, n_global, prior, group)
+        found = _two_walks(_as_one(views), row_temp, col_temp, n_global, prior, group)
+    if found is None:
+        return plain_loss(views, row_temp, col_temp, n_global, prior, group)
+    return _WithGradient.apply(*found, *views)
 
 
-def _two_walks(views, row_temp, col_temp, n_global, prior, group):
+def _two_walks(x, row_temp, col_temp, n_global, prior, group):
     "Value of the loss, and a function that makes the third walk; None if the logits are too large for plain sums."
-    column_logs, target_sums, gradient = _walks(views)
-    checked, pairs = column_logs is _column_logs, n_pairs(len(views), n_global)
-    r, logs = column_logs(views, row_temp, col_temp)
+    column_logs, target_sums, gradient = _walks(x)
+    checked, pairs = column_logs is _column_logs, n_pairs(len(x), n_global)
+    r, logs = column_logs(x, row_temp, col_temp)
     logs, n, unsafe = _whole_batch(logs, r, group)
     if checked and (unsafe > 0 or _out_of_range(logs) > 0):
         return None
     log_prior = _log_prior(prior, logs)
-    a, b = log_prior + n.log() - logs[0], log_prior - logs[1]
-    t, s, sums = target_sums(views, a, b, row_temp, col_temp, n_global)
+    a, b, w = log_prior + n.log() - logs[0], -logs[1], None if prior is None else log_prior.exp()
+    t, s, sums = target_sums(x, a, b, w, row_temp, col_temp, n_global)
     local = torch.stack([(_of_partners(r, n_global) - s).double().sum().to(sums), _out_of_range(t).to(sums)])
     sums, (value, unsafe) = _total(torch.cat([sums.flatten(), local]), group).split([sums.numel(), 2])
     if checked and unsafe > 0:
         return None
     plain, weighted = sums.view_as(logs)
-    weight = n / logs.shape[2] if prior is None else n * log_prior.exp()
-    stats = _Statistics(a, b, _of_partners(plain, n_global) / weight, weighted * n / weight, r, t, s)
+    g, d = _of_partners(plain, n_global), weighted
+    g, d = (g * logs.shape[2] / n, d) if w is None else (g / (n * w), d / w)
+    stats = _Statistics(a, b, w, g, d, r, t, s)
 
-    def third_walk(views, slope, needed):
-        return gradient(views, stats, row_temp, col_temp, n_global, _total(slope, group) / (n * pairs), needed)
+    def third_walk(x, slope):
+        return gradient(x, stats, row_temp, col_temp, n_global, _total(slope, group) / (n * pairs))
     return value / (n * pairs), third_walk
