@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['column_logs', 'target_sums', 'gradient']
 
-# %% ../nbs/03_kernels.ipynb #002-64d9959c
+# %% ../nbs/03_kernels.ipynb #003-64d9959c
 import torch
 
 try:
@@ -16,7 +16,7 @@ try:
 except ImportError:                         # a build of PyTorch without GPU: the functions below are never called
     jit, constexpr = (lambda function: function), int
 
-# %% ../nbs/03_kernels.ipynb #005-392b1988
+# %% ../nbs/03_kernels.ipynb #006-fac807ee
 @jit
 def _row_logs(x, r, step_v, step_n, n_rows, n_classes, scale, WIDE: constexpr):
     "r[v, n] = log of the sum over classes of exp(scale * x[v, n, :])."
@@ -31,7 +31,7 @@ def _row_logs(x, r, step_v, step_n, n_rows, n_classes, scale, WIDE: constexpr):
         top = new
     tl.store(r + v * n_rows + n, top + tl.log(total))
 
-
+# %% ../nbs/03_kernels.ipynb #009-a63d3703
 @jit
 def _log_add(top, total, y):
     "A running log-sum (maximum, scaled sum) over axis 0 of `y`, continued."
@@ -59,7 +59,7 @@ def _column_parts(x, r, out, step_v, step_n, n_views, n_rows, n_classes, row_sca
     tl.store(out + to, top_r + tl.log(sum_r), mask=c < n_classes)
     tl.store(out + size + to, top_k + tl.log(sum_k), mask=c < n_classes)
 
-
+# %% ../nbs/03_kernels.ipynb #011-1515a2f4
 def _shares(n_rows, strips, at_least=64):
     "Rows per share, so that strips times shares keep a large GPU busy, and the number of shares."
     rows = max(at_least, cdiv(n_rows, cdiv(1024, strips)))
@@ -90,7 +90,7 @@ def column_logs(x: torch.Tensor, row_temp: float, col_temp: float):
                                             TALL=32, WIDE=wide, enable_fp_fusion=False)
     return r, parts.logsumexp(1)
 
-# %% ../nbs/03_kernels.ipynb #007-9ed7c054
+# %% ../nbs/03_kernels.ipynb #014-532c914b
 @jit
 def _all_views(x, n, c, step_v, step_n, n_views, n_rows, n_classes, PADDED: constexpr):
     "Logits (V, rows, classes) of all views as float32; 0 outside of the table."
@@ -129,7 +129,7 @@ def _over_partners(y, n_views, n_global, PADDED: constexpr):
     large = tl.sum(tl.where(v < n_global, y, 0.), 0)[None, :, :]
     return tl.where(v < n_global, whole - y, large)
 
-
+# %% ../nbs/03_kernels.ipynb #016-bd14b799
 @jit
 def _target_rows(x, a, b, w, t, s, step_v, step_n, n_views, n_rows, n_classes, n_global, row_scale, col_scale,
                  PADDED: constexpr, TALL: constexpr, WIDE: constexpr):
@@ -151,7 +151,7 @@ def _target_rows(x, a, b, w, t, s, step_v, step_n, n_views, n_rows, n_classes, n
     tl.store(t + at, top + tl.log(total), mask=inside)
     tl.store(s + at, weighted / total, mask=inside)
 
-
+# %% ../nbs/03_kernels.ipynb #018-c2bf6c86
 @jit
 def _target_columns(x, a, b, w, t, s, out, step_v, step_n, n_views, n_rows, n_classes, n_global, row_scale, col_scale,
                     share, PADDED: constexpr, TALL: constexpr, WIDE: constexpr):
@@ -174,7 +174,7 @@ def _target_columns(x, a, b, w, t, s, out, step_v, step_n, n_views, n_rows, n_cl
     tl.store(out + to, plain, mask=inside)
     tl.store(out + size + to, weighted, mask=inside)
 
-
+# %% ../nbs/03_kernels.ipynb #020-16eaa350
 def _tile(n_views, tall, entries=4096):
     "Views padded to a power of two, rows and classes of a tile of about `entries` logits."
     padded = next_power_of_2(n_views)
@@ -209,7 +209,7 @@ def target_sums(x: torch.Tensor, a, b, w, row_temp: float, col_temp: float, n_gl
     _target_columns[cdiv(C, tile['WIDE']), shares](x, a, b, w, t, s, parts, *problem, share, **tile)
     return t, s, parts.sum(1)
 
-# %% ../nbs/03_kernels.ipynb #009-5ecc83ae
+# %% ../nbs/03_kernels.ipynb #023-5742b56f
 @jit
 def _gradient_rows(x, a, b, w, g, d, r, t, s, scale, out, step_v, step_n, n_views, n_rows, n_classes, n_global,
                    row_scale, col_scale, PADDED: constexpr, TALL: constexpr, WIDE: constexpr):
@@ -241,7 +241,7 @@ def _gradient_rows(x, a, b, w, g, d, r, t, s, scale, out, step_v, step_n, n_view
         at = out + (v.to(tl.int64) * n_rows + n[None, :, None]) * n_classes + c[None, None, :]
         tl.store(at, -factor * (by_row * row_scale + by_col * col_scale), mask=inside)
 
-
+# %% ../nbs/03_kernels.ipynb #025-14079bbe
 def gradient(x: torch.Tensor, stats, row_temp: float, col_temp: float, n_global: int,
              scale: torch.Tensor) -> torch.Tensor:
     """Third walk: the gradient of the loss by the logits.

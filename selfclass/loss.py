@@ -395,19 +395,7 @@ def _target_sums(x, a, b, w, row_temp, col_temp, n_global):
         weighted.baddbmm_(share.unsqueeze(1), TU)
     return torch.cat(t, 1).log(), torch.cat(s, 1), torch.stack([plain[:, 0], weighted[:, 0] - plain[:, 1]])
 
-# %% ../nbs/30_loss.ipynb #085-02b0fbda
-class _Statistics(NamedTuple):
-    "What the first two walks leave for the third: per class (V, C) and per picture (V, B)."
-    a: Tensor
-    b: Tensor
-    w: Tensor | None         # the prior (C,), None if uniform
-    g: Tensor
-    d: Tensor
-    r: Tensor
-    t: Tensor
-    s: Tensor
-
-
+# %% ../nbs/30_loss.ipynb #085-f79a9c22
 def _prediction_term(E, slope, over_r, m, by_row, spare):
     "`by_row * R (g P / R + m - sum of g P over classes)` of a block, in the place of unnormalised R."
     rest = m - torch.mul(E, slope[:, :1], out=spare).sum(-1).mul_(over_r)
@@ -429,6 +417,18 @@ def _less_partners(G, T, by_row, n_global, out):
     G[:n_global].add_(T[:n_global], alpha=by_row)
     torch.sub(G[:n_global], whole, alpha=by_row, out=out[:n_global])
     torch.sub(G[n_global:], large, alpha=by_row, out=out[n_global:])
+
+# %% ../nbs/30_loss.ipynb #088-58e32316
+class _Statistics(NamedTuple):
+    "What the first two walks leave for the third: per class (V, C) and per picture (V, B)."
+    a: Tensor
+    b: Tensor
+    w: Tensor | None         # the prior (C,), None if uniform
+    g: Tensor
+    d: Tensor
+    r: Tensor
+    t: Tensor
+    s: Tensor
 
 
 def _gradient(x, stats, row_temp, col_temp, n_global, scale):
@@ -454,7 +454,7 @@ def _gradient(x, stats, row_temp, col_temp, n_global, scale):
         _less_partners(E.addcmul_(U, T), T, by_row, n_global, out)
     return grads
 
-# %% ../nbs/30_loss.ipynb #088-4259c8fe
+# %% ../nbs/30_loss.ipynb #091-4259c8fe
 SAFE_LOG = 60.           # float32 holds exp of up to 88
 
 
@@ -484,7 +484,7 @@ def _whole_batch(logs, r, group):
     sums, counts = sum_over_ranks(torch.cat([(logs - top).exp().flatten(), counts]), group).split([logs.numel(), 2])
     return top + sums.view_as(logs).log(), *counts
 
-# %% ../nbs/30_loss.ipynb #092-141da46b
+# %% ../nbs/30_loss.ipynb #095-21bdef7d
 def _on_kernels(x):
     "Can the Triton kernels take these logits (a GPU, or Triton's interpreter)?"
     device = x.is_cuda or os.environ.get('TRITON_INTERPRET') == '1'
@@ -515,7 +515,7 @@ class _WithGradient(torch.autograd.Function):
             grads = ctx.gradient(_as_one(ctx.saved_tensors), slope)
         return None, None, *[grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[2:])]
 
-
+# %% ../nbs/30_loss.ipynb #098-8a1cc1b6
 def fused_loss(views: Sequence[Tensor], row_temp: float = 0.1, col_temp: float = 0.05, n_global: int = 2,
                prior: Sequence[float] | Tensor | None = None, group=None) -> Tensor:
     """`uniform_prior_loss` in three walks over the logits, the gradient derived by hand: for heads of many classes.
