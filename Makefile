@@ -7,7 +7,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS="$(PYTHONWARNINGS)"
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-long prep smoke recipe compare tables bench bench-full bench-gpu lab readme clean
+.PHONY: help install repro test test-long prep smoke recipe compare tables bench bench-full bench-gpu lab readme clean ablations
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -82,6 +82,10 @@ readme: $(ENV)/.dev ## README.md from nbs/index.ipynb, its figures from the last
 	test ! -d out/report/figures || cp out/report/figures/digits-best.png out/report/figures/digits-curves.png docs/images/
 	$(RUN) jupyter nbconvert --log-level=WARN --to markdown --output-dir . --output README nbs/index.ipynb
 	sed -i.bak 's#(\.\./#(#g' README.md && rm README.md.bak
+
+ablations: $(ENV)/.pipeline data/digits/digits.npz ## the papers' ablation tables, on digits about 35 minutes on 2 cores: make ablations [TABLE=8] [ON=imagenet]
+	@test -d out/report/tables || $(MAKE) repro
+	$(RUN) python -m selfclass.ablations run $(if $(TABLE),--table '$(TABLE)') $(if $(ON),--on '$(ON)')
 
 clean: ## remove what can be made again (not .venv, not DVC's cache)
 	rm -rf out .checkpoints dvc_plots build dist *.egg-info

@@ -10,7 +10,7 @@ from selfclass.model import ClusterNet
 from selfclass.probe import knn_probe, linear_probe
 from selfclass.selfclassifier import NeighbourQueue, fit_selfclassifier, make_step
 
-RECIPES = sorted((ROOT/'conf').rglob('*.yaml'))
+RECIPES = sorted((ROOT/'conf').glob('*.yaml'))
 
 
 @pytest.mark.parametrize('file', RECIPES, ids=lambda f: f.stem)
