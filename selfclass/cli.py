@@ -40,7 +40,7 @@ def only_key(section: dict, name: str, given: str | None) -> str:
         raise ParamsError(f"'{given}' is not in the section '{name}'; {nearest(given, section)}")
     return given or next(iter(section))
 
-# %% ../nbs/72_cli.ipynb #009-ef34fc77
+# %% ../nbs/72_cli.ipynb #009-ec4de579
 def _sections(params_file, dataset, method):
     "Params of a file, and the data set and the method that are meant."
     params = read_yaml(params_file)
@@ -73,6 +73,10 @@ def train(params_file: str, out: str, data: str | None = None, dataset: str | No
     folder, source = Path(out), params.get('data', {}) | params['datasets'][dataset] | ({'root': data} if data else {})
     if (folder/'config.json').exists():
         raise ParamsError(f'{folder} already holds a run; choose another --out, or remove it')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)               # better now than after the training
+    except OSError as error:
+        raise ParamsError(f'--out {folder} cannot be made a folder ({error.strerror}); choose another one') from None
     images, held_out = (split.unlabelled for split in load_splits(**check_arguments(load_splits, source, f'datasets.{dataset}', supplied=())))
     hashes = {'hash': data_hash(images), 'hash_test': data_hash(held_out)}
     recipe, pretrain = params['methods'][method], params['pretrain']
@@ -97,13 +101,15 @@ def _parser():
     command.add_argument('--rendezvous', metavar='HOST:PORT', help='an address of one of them, when there are several')
     return parser
 
-# %% ../nbs/72_cli.ipynb #012-c8b0c9ab
+# %% ../nbs/72_cli.ipynb #012-9d962280
 def _run(given):
     "Do what the command line asks for; the words to print at the end."
     chosen = {name: value for name in ('processes', 'nodes', 'rendezvous') if (value := getattr(given, name)) is not None}
     parallel = check_arguments(launch, (read_yaml(given.params).get('parallel') or {}) | chosen, 'parallel', supplied=('entry', 'args'))
     result = launch(train, given.params, given.out, given.data, given.dataset, given.method, given.seed, **parallel)[0]
-    return f"{result['health']}\n{given.out}: {result['speed']['images_per_s']} images/s with {result['speed']['processes']} process(es)"
+    speed = result['speed']
+    pace = f"{speed['images_per_s']} images/s" if speed['images_per_s'] else 'all epochs were in a checkpoint of an earlier run'
+    return f"{result['health']}\n{given.out}: {pace} with {speed['processes']} process(es)"
 
 
 def main(arguments=None) -> int:

@@ -20,7 +20,15 @@ from . import errors
 from .core import heard_progress, screen_bar
 from .errors import ParamsError, TrainingError
 
-# %% ../nbs/01_dist.ipynb #005-6d1b10c2
+# %% ../nbs/01_dist.ipynb #005-ea11f39c
+def _own_gpu() -> int:
+    "Number of this process's GPU, among those it sees; a task of Slurm may see only its own."
+    n, local = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0))
+    if local >= n and (n > 1 or 'LOCAL_WORLD_SIZE' in os.environ):
+        raise ParamsError(f'this machine has {n} GPU(s), too few for process {local} on it; lower processes, or say device: cpu')
+    return local if local < n else 0
+
+
 def pick_device(name: str = 'auto') -> torch.device:
     """The device to compute on.
 
@@ -36,11 +44,12 @@ def pick_device(name: str = 'auto') -> torch.device:
     Raises
     ------
     ParamsError
-        The name is none of torch's, or this machine has no such device.
+        The name is none of torch's, this machine has no such device, or fewer GPUs than processes.
     """
-    local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if name == 'auto':
+        name = f'cuda:{_own_gpu()}' if torch.cuda.is_available() else 'cpu'
     try:
-        device = torch.device((local if torch.cuda.is_available() else 'cpu') if name == 'auto' else name)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ParamsError(f"device '{name}' cannot be used here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'") from None
@@ -206,7 +215,7 @@ def share_batch_norm(net: nn.Module, size: int | None = None) -> nn.Module:
             module.__class__, module.group = _SharedBatchNorm, group
     return net
 
-# %% ../nbs/01_dist.ipynb #033-1fbfed94
+# %% ../nbs/01_dist.ipynb #033-d0734669
 def _meeting(environ) -> dict | None:
     "RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of this process; None when it was started alone."
     if 'RANK' in environ and 'MASTER_ADDR' in environ:
@@ -214,37 +223,33 @@ def _meeting(environ) -> dict | None:
     if int(environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:                    # set by srun for each of its tasks, not by sbatch
         first = ''.join(re.match(r'([^,\[]+)(?:\[(\w+))?', environ.get('SLURM_STEP_NODELIST', 'localhost')).groups(''))
         return {'RANK': environ['SLURM_PROCID'], 'WORLD_SIZE': environ['SLURM_STEP_NUM_TASKS'], 'LOCAL_RANK': environ.get('SLURM_LOCALID', '0'),
-                'MASTER_ADDR': environ.get('MASTER_ADDR', first), 'MASTER_PORT': environ.get('MASTER_PORT', str(20000 + int(environ['SLURM_JOB_ID']) % 20000))}
+                'MASTER_ADDR': environ.get('MASTER_ADDR', first), 'MASTER_PORT': environ.get('MASTER_PORT', str(20000 + (31 * int(environ['SLURM_JOB_ID']) + int(environ.get('SLURM_STEP_ID', 0))) % 12000))}
     return None
 
-# %% ../nbs/01_dist.ipynb #037-17860d4a
+# %% ../nbs/01_dist.ipynb #037-56f2fd23
 @contextmanager
 def process_group():
-    """Work together with the other processes of this run while the block runs; nothing happens when there are none.
-
-    Raises
-    ------
-    ParamsError    more processes on this machine than GPUs
-    """
+    "Work together with the other processes of this run while the block runs; nothing happens when there are none."
     meeting = _meeting(os.environ)
     if meeting is None or dist.is_initialized():
         yield
         return
-    os.environ.update(meeting)
-    if meeting['RANK'] != '0':
-        os.environ['SELFCLASS_PROGRESS'] = 'off'
+    added = meeting | ({} if meeting['RANK'] == '0' else {'SELFCLASS_PROGRESS': 'off'})
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
     gpu = torch.cuda.is_available() and dist.is_nccl_available()
-    if gpu and int(meeting['LOCAL_RANK']) >= torch.cuda.device_count():
-        raise ParamsError(f"this machine has {torch.cuda.device_count()} GPUs, too few for process {meeting['LOCAL_RANK']} on it; lower processes")
-    if gpu:
+    if gpu and int(meeting['LOCAL_RANK']) < torch.cuda.device_count():
         torch.cuda.set_device(int(meeting['LOCAL_RANK']))
-    dist.init_process_group('cpu:gloo,cuda:nccl' if gpu else 'gloo')
     try:
+        dist.init_process_group('cpu:gloo,cuda:nccl' if gpu else 'gloo')
         yield
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
-# %% ../nbs/01_dist.ipynb #040-9cd99725
+# %% ../nbs/01_dist.ipynb #040-4db7aa11
 def _check_entry(entry):
     "Refuse what a new process cannot import."
     if isinstance(entry, str):
@@ -261,11 +266,22 @@ def _in_group(entry, *args):
     with process_group():
         return entry(*args)
 
-# %% ../nbs/01_dist.ipynb #042-a3d53e6a
+
+def _started(entry, *args):
+    "The same in a new process, which ends without a word on Ctrl-C: whoever launched it speaks."
+    try:
+        return _in_group(entry, *args)
+    except KeyboardInterrupt:
+        os._exit(130)
+
+# %% ../nbs/01_dist.ipynb #042-9af9aa5c
 def _last_words(folder, number) -> list[str]:
     "Last lines that a process of this machine wrote to its stderr."
     files = sorted(Path(folder).glob(f'**/{number}/stderr.log'))
-    return files[-1].read_text(errors='replace').strip().splitlines()[-3:] if files else []
+    said = files[-1].read_text(errors='replace') if files else ''
+    if 'freeze_support' in said:
+        return ["a new process runs the script that started it once more; put the call of launch below `if __name__ == '__main__':`"]
+    return said.strip().splitlines()[-3:]
 
 
 def _explain(failures, folder) -> Exception:
@@ -279,7 +295,8 @@ def _explain(failures, folder) -> Exception:
     number, said = told[0]
     trace = said.get('extraInfo', {}).get('py_callstack', '').strip().splitlines()[-4:-1] or _last_words(folder, failures[number].local_rank)
     killed = ' (memory may have run out)' if 'SIGKILL' in said['message'] else ''
-    return TrainingError('\n'.join([*trace, f"process {number} stopped: {said['message']}{killed}"]))
+    what = f'exit code {failures[number].exitcode}' if trace and 'To enable traceback' in said['message'] else said['message']
+    return TrainingError('\n'.join([*trace, f'process {number} stopped: {what}{killed}']))
 
 
 @contextmanager
@@ -314,7 +331,7 @@ def _quiet_agent():
         for name, level in loggers.items():
             logging.getLogger(name).setLevel(level)
 
-# %% ../nbs/01_dist.ipynb #044-3aa75aad
+# %% ../nbs/01_dist.ipynb #044-b27a2265
 def _drawn():
     "Bars of the processes drawn here, unless somebody listens already or nobody should."
     if 'SELFCLASS_PROGRESS' in os.environ or not hasattr(os, 'mkfifo'):
@@ -326,7 +343,7 @@ def _drawn():
         bar.set_postfix_str(note, refresh=False)
         bar.update(n - bar.n)
         if n == total:
-            bar.close()
+            bars.pop(desc).close()
 
     return heard_progress(draw)
 
@@ -339,7 +356,7 @@ def _agent(processes, nodes, rendezvous, folder):
     return LaunchConfig(nodes, nodes, processes, run_id=os.environ.get('SLURM_JOB_ID', 'selfclass'), rdzv_backend='c10d', rdzv_endpoint=rendezvous or 'localhost:0',
                         max_restarts=0, monitor_interval=.1, start_method='spawn', logs_specs=logs, log_line_prefix_template='process ${rank}: ')
 
-# %% ../nbs/01_dist.ipynb #045-c7d6c03f
+# %% ../nbs/01_dist.ipynb #045-bbe22c94
 def launch(entry: Callable | str, *args, processes: int = 1, nodes: int = 1, rendezvous: str | None = None) -> list:
     """Run a function, or a module as a program, in several processes that form a group.
 
@@ -355,25 +372,34 @@ def launch(entry: Callable | str, *args, processes: int = 1, nodes: int = 1, ren
     -------
     list                       what the function returned in each process of this machine; None for each process of a module
 
+    In a script the call stands below `if __name__ == '__main__':`, since new processes run the script's imports again.
+
     Raises
     ------
     ParamsError                a function that new processes cannot import, or numbers that cannot be meant
     TrainingError              a process failed with an error that is none of `selfclass.errors`; those are raised as they are
     """
     _check_entry(entry)
-    if processes < 1 or nodes < 1 or (nodes > 1 and not rendezvous):
+    if processes < 1 or nodes < 1 or (nodes > 1 and not re.fullmatch(r'.+:\d+', rendezvous or '')):
         raise ParamsError(f'launch needs 1 or more processes and nodes, and for several nodes a rendezvous host:port; found {processes=}, {nodes=}, {rendezvous=}')
-    if callable(entry) and (processes * nodes == 1 or _meeting(os.environ)):
+    meeting = _meeting(os.environ)
+    if meeting and processes * nodes not in (1, int(meeting['WORLD_SIZE'])):
+        raise ParamsError(f"this process is one of {meeting['WORLD_SIZE']} already and starts no others, found {processes=}, {nodes=}; set parallel.processes to 1")
+    if callable(entry) and (processes * nodes == 1 or meeting):
         return [_in_group(entry, *args)]
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
-    folder, threads = tempfile.mkdtemp(), max(1, (os.cpu_count() or 1) // processes)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    folder, threads = tempfile.mkdtemp(), max(1, cores // processes)
     with _drawn(), _environment(OMP_NUM_THREADS=str(threads)), _quiet_agent():
         try:
-            run = elastic_launch(_agent(processes, nodes, rendezvous, folder), _in_group if callable(entry) else sys.executable)
+            run = elastic_launch(_agent(processes, nodes, rendezvous, folder), _started if callable(entry) else sys.executable)
             results = run(entry, *args) if callable(entry) else run('-m', entry, *map(str, args))
         except ChildFailedError as failed:
             raise _explain(failed.failures, folder) from None
+        except RendezvousError as error:
+            raise TrainingError(f'the processes did not meet at {rendezvous}: {error}; make the same call on each of the {nodes} machines') from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return [results[number] for number in sorted(results)] if callable(entry) else [None] * processes

@@ -24,7 +24,7 @@ from .model import ClusterNet
 from .search import top_k
 from .train import Checkpoint, Record, Run, ViewLoader, fit
 
-# %% ../nbs/50_selfclassifier.ipynb #005-ca4a1ba5
+# %% ../nbs/50_selfclassifier.ipynb #005-4b290ef3
 class NeighbourQueue(nn.Module):
     """Ring buffer of the last embeddings, for nearest-neighbour augmentation.
 
@@ -69,7 +69,7 @@ class NeighbourQueue(nn.Module):
         first = (self.pushed - len(kept)) % len(self.z)
         for rows, at in ((kept[:len(self.z) - first], first), (kept[len(self.z) - first:], 0)):           # around the end
             self.z[at:at + len(rows)] = rows[:, :-2]
-            self.index[at:at + len(rows)] = rows[:, -2:].contiguous().view(torch.int64)[:, 0]
+            self.index[at:at + len(rows)] = rows[:, -2:].clone(memory_format=torch.contiguous_format).view(torch.int64)[:, 0]
 
     @torch.no_grad()
     def nearest(self, z: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@
 __all__ = ['ViewLoader', 'fit', 'Checkpoint', 'checkpoint_folder', 'class_usage', 'Record', 'diagnosis', 'Run', 'save_run',
            'sample_views', 'method_function', 'train_and_save']
 
-# %% ../nbs/41_train.ipynb #002-a647a338
+# %% ../nbs/41_train.ipynb #002-e324f2f8
 import csv, hashlib, io, json, math, shutil
 from copy import copy
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .core import check_arguments, nearest, progress, root, save_arrays
 from .data import ImageSet
-from .dist import all_gather_batch, rank, world_size
+from .dist import all_gather_batch, max_over_ranks, rank, world_size
 from .embed import assign_images
 from .errors import DataError, ParamsError, TrainingError
 from .hub import save_pretrained
@@ -148,7 +148,7 @@ def fit(step, loader, optimizer, lr_at, epochs: int, on_epoch=lambda epoch, loss
             bar.set_postfix_str(f'epoch {epoch + 1}/{epochs} loss {mean:.3f}', refresh=False)
             on_epoch(epoch, mean, lr)
 
-# %% ../nbs/41_train.ipynb #018-c739fbe1
+# %% ../nbs/41_train.ipynb #018-08acdbbe
 class Checkpoint:
     """Everything a run needs to go on, in one file.
 
@@ -183,16 +183,22 @@ class Checkpoint:
         ------
         TrainingError   the file cannot be read or belongs to another set of parts
         """
-        if self.file is None or not self.file.exists():
-            return 0
-        try:
-            state = torch.load(self.file, weights_only=True, map_location='cpu')
-            for name, part in self.parts.items():
-                part.load_state_dict(state['parts'][name])
-        except Exception as error:
-            raise TrainingError(f'{self.file} cannot be resumed ({str(error).splitlines()[0]}); delete it to start afresh') from error
-        torch.set_rng_state(state['random'])
-        return state['epoch'] + 1
+        epoch, fault = 0, None
+        if self.file is not None and self.file.exists():
+            try:
+                state = torch.load(self.file, weights_only=True, map_location='cpu')
+                for name, part in self.parts.items():
+                    part.load_state_dict(state['parts'][name])
+                torch.set_rng_state(state['random'])
+                epoch = state['epoch'] + 1
+            except Exception as error:
+                fault = error
+        last, first = max_over_ranks(torch.tensor([epoch, -epoch])).tolist()           # every process takes part, whatever it found
+        if fault:
+            raise TrainingError(f'{self.file} cannot be resumed ({str(fault).splitlines()[0]}); delete it to start afresh') from fault
+        if last != -first:
+            raise TrainingError(f'some processes would resume at epoch {last}, others at {-first}: {self.file.parent} should be in a folder that all machines share')
+        return epoch
 
     def done(self):
         "Delete the checkpoint of a finished run."
@@ -363,7 +369,7 @@ def save_run(run: Run, folder, **facts) -> Path:
     run.checkpoint.done()
     return folder
 
-# %% ../nbs/41_train.ipynb #036-9d4aee6e
+# %% ../nbs/41_train.ipynb #036-f7786fb7
 def sample_views(loader: ViewLoader, path, n: int = 8) -> Path:
     """Keep a few images and their views, as uint8, for a picture of the augmentation.
 
@@ -373,7 +379,9 @@ def sample_views(loader: ViewLoader, path, n: int = 8) -> Path:
     path : str or Path       an .npz: images (n, 3, H, W), view_0 …, stretched to 0..255
     n : int                  how many images
     """
-    index, views = loader[0]
+    alone = copy(loader)
+    alone.share = 0, 1                      # the same pictures, however many processes train
+    index, views = alone[0]
     seen = [view[:n].float().cpu() for view in views]
     low, high = np.quantile(np.concatenate([view.numpy().ravel() for view in seen]), [.02, .98])        # noise and glare should not darken the rest
     byte = [((view - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8).numpy() for view in seen]
