@@ -51,6 +51,7 @@ def test_starts_and_draws_without_torch_network_or_display():
 
 def test_every_figure_has_alt_text_with_a_number_and_stays_closed():
     import matplotlib.pyplot as plt
+    plt.close('all')                        # whatever other tests left
     for name, figure in one_of_each().items():
         assert isinstance(figure, Figure) and any(sign.isdigit() for sign in alt_text(figure)) and alt_text(figure).endswith('.'), name
         assert 'nan' not in alt_text(figure), name
