@@ -249,7 +249,7 @@ def process_group():
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
-# %% ../nbs/01_dist.ipynb #040-4db7aa11
+# %% ../nbs/01_dist.ipynb #040-e9f4cfae
 def _check_entry(entry):
     "Refuse what a new process cannot import."
     if isinstance(entry, str):
@@ -272,7 +272,7 @@ def _started(entry, *args):
     try:
         return _in_group(entry, *args)
     except KeyboardInterrupt:
-        os._exit(130)
+        raise SystemExit(130) from None
 
 # %% ../nbs/01_dist.ipynb #042-9af9aa5c
 def _last_words(folder, number) -> list[str]:
