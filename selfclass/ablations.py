@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from .core import check_arguments, file_hash, nearest, progress, read_yaml, root
+from .core import check_arguments, exit_code, file_hash, nearest, progress, read_yaml, root
 from .errors import MissingInputError, ParamsError, SelfclassError
 from .published import Number, published
 from .run import read_params
@@ -422,7 +422,17 @@ def _shares(jobs):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return {} if jobs == 1 or 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, cores // jobs))}
 
+# %% ../nbs/73_ablations.ipynb #f23ac23c
+def _last_words(name):
+    "Why a run failed, in a line."
+    try:
+        lines = [line for line in _dvc('queue', 'logs', name).splitlines() if line.strip()]
+    except ExperimentError as error:
+        return str(error)
+    said = [line for start in ('ERROR', 'selfclass: ') for line in lines if line.startswith(start)]          # what a stage says of itself says most
+    return (said or lines or ['no log'])[-1].removeprefix('selfclass: ')
 
+# %% ../nbs/73_ablations.ipynb #9e5d2430
 def run_experiments(experiments: Sequence[Experiment], jobs: int = 1, every: float = 10.) -> dict:
     """Queue experiments, start the workers and wait.
 
@@ -450,16 +460,6 @@ def run_experiments(experiments: Sequence[Experiment], jobs: int = 1, every: flo
             time.sleep(every)
         bar.update(len(names) - bar.n)
     return {name: _last_words(name) for name in names if name not in finished()}
-
-
-def _last_words(name):
-    "Why a run failed, in a line."
-    try:
-        lines = [line for line in _dvc('queue', 'logs', name).splitlines() if line.strip()]
-    except ExperimentError as error:
-        return str(error)
-    said = [line for start in ('ERROR', 'selfclass: ') for line in lines if line.startswith(start)]          # what a stage says of itself says most
-    return (said or lines or ['no log'])[-1].removeprefix('selfclass: ')
 
 # %% ../nbs/73_ablations.ipynb #039-8a2823ea
 def run_scores(shown: Sequence, experiment: Experiment) -> dict:
@@ -778,28 +778,25 @@ def _listed(plan):
         yield f'{grid:20} {label:16} {state}'
 
 
+def _run(given):
+    "What the command line asks for; 1 if an experiment failed."
+    base, grids = read_grids()
+    todo = plan(choose_grids(grids, given.table), base, read_params(), given.on)
+    for name, reason in todo.skipped.items():
+        print(f'{name} skipped: {reason}')
+    if given.command == 'list':
+        return print('\n'.join(_listed(todo)))
+    failed = run_experiments(todo.experiments, given.jobs or todo.base['jobs']) if given.command == 'run' else {}
+    print(collect(todo).relative_to(root()))
+    for name, why in failed.items():
+        print(f'selfclass: {name} failed: {why} (dvc queue logs {name})', file=sys.stderr)
+    return 1 if failed else 0
+
+
 def main(arguments=None) -> int:
     "Run the command line; returns the exit code."
-    given = _parser().parse_args(arguments)
-    try:
-        base, grids = read_grids()
-        todo = plan(choose_grids(grids, given.table), base, read_params(), given.on)
-        for name, reason in todo.skipped.items():
-            print(f'{name} skipped: {reason}')
-        if given.command == 'list':
-            print('\n'.join(_listed(todo)))
-            return 0
-        failed = run_experiments(todo.experiments, given.jobs or todo.base['jobs']) if given.command == 'run' else {}
-        print(collect(todo).relative_to(root()))
-        for name, why in failed.items():
-            print(f'selfclass: {name} failed: {why} (dvc queue logs {name})', file=sys.stderr)
-        return 1 if failed else 0
-    except SelfclassError as error:
-        print(f'selfclass: {error}', file=sys.stderr)
-        return 1 if isinstance(error, ExperimentError) else 2
-    except KeyboardInterrupt:
-        print("selfclass: no longer waiting; DVC's worker goes on (dvc queue status; dvc queue stop --kill), and the same command waits for it again", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(_parser().parse_args(arguments)),
+                     "no longer waiting; DVC's worker goes on (dvc queue status; dvc queue stop --kill), and the same command waits for it again")
 
 
 if __name__ == '__main__' and '__file__' in globals():           # a notebook has no file

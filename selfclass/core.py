@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['root', 'read_yaml', 'nearest', 'check_arguments', 'save_json', 'load_json', 'file_hash', 'array_hash', 'save_arrays',
-           'require', 'load_arrays', 'seed_everything', 'screen_bar', 'progress', 'heard_progress']
+           'require', 'load_arrays', 'seed_everything', 'screen_bar', 'progress', 'heard_progress', 'exit_code']
 
 # %% ../nbs/00_core.ipynb #002-385af125
-import difflib, hashlib, inspect, json, os, random, re, select, shutil, sys, tempfile, threading, types, typing, zipfile
-from collections.abc import Iterable, Mapping
+import difflib, hashlib, inspect, json, os, random, re, select, shutil, sys, tempfile, threading, types, typing, zipfile, zlib
+from collections.abc import Callable, Iterable, Mapping
 from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from .errors import DataError, MissingInputError, ParamsError
+from .errors import DataError, MissingInputError, ParamsError, SelfclassError
 
 # %% ../nbs/00_core.ipynb #005-6b469db5
 def _is_root(folder):
@@ -275,7 +275,7 @@ def save_arrays(path, **arrays) -> Path:
     part.replace(path)
     return path
 
-
+# %% ../nbs/00_core.ipynb #03b42fd2
 def require(path) -> Path:
     """A file that an earlier stage writes.
 
@@ -298,7 +298,7 @@ def require(path) -> Path:
         raise MissingInputError(f'{path} is not there; {todo}')
     return path
 
-
+# %% ../nbs/00_core.ipynb #ef3464a0
 def load_arrays(path) -> dict:
     """Read all arrays of an .npz.
 
@@ -319,7 +319,7 @@ def load_arrays(path) -> dict:
     try:
         with np.load(path, allow_pickle=False) as found:
             return dict(found)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
         raise DataError(f'{path} is not a whole .npz file ({error}); delete it and make it again') from None
 
 # %% ../nbs/00_core.ipynb #037-146afbed
@@ -431,3 +431,25 @@ def _listen(source, draw, stop):
                 draw(**json.loads(line))
             except ValueError:
                 continue                # two processes may write at once
+
+# %% ../nbs/00_core.ipynb #b8c870af
+def exit_code(work: Callable[[], int | None], interrupted: str = 'interrupted; the same command goes on from the last checkpoint') -> int:
+    """Do the work of a command; an error of this library or Ctrl-C becomes one line on stderr.
+
+    Parameters
+    ----------
+    work : callable       without arguments; returns an exit code, or None for 0
+    interrupted : str     what to say on Ctrl-C
+
+    Returns
+    -------
+    int                   the code of the work; 1 if it failed, 2 if it could not begin, 130 if it was interrupted
+    """
+    try:
+        return work() or 0
+    except SelfclassError as error:
+        print(f'selfclass: {error}', file=sys.stderr)
+        return 1 if isinstance(error, RuntimeError) else 2
+    except KeyboardInterrupt:
+        print(f'selfclass: {interrupted}', file=sys.stderr)
+        return 130

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'world_size', 'rank', 'sum_over_ranks', 'max_over_ranks', 'all_gather_rows', 'all_gather_batch',
-           'whole_group', 'data_parallel', 'share_batch_norm', 'process_group', 'launch']
+           'whole_group', 'data_parallel', 'share_batch_norm', 'process_group', 'first_on_machine', 'launch']
 
 # %% ../nbs/01_dist.ipynb #002-b3611d6c
 import inspect, logging, os, re, shutil, signal, sys, tempfile
@@ -18,7 +18,7 @@ from torch import nn
 
 from . import errors
 from .core import heard_progress, screen_bar
-from .errors import ParamsError, TrainingError
+from .errors import DataError, ParamsError, TrainingError
 
 # %% ../nbs/01_dist.ipynb #005-ea11f39c
 def _own_gpu() -> int:
@@ -172,18 +172,30 @@ class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         pass                                    # any (B, C, ...), as the layer it replaces has checked
 
     def forward(self, x):
-        if not self.training:
+        if not self.training and self.running_mean is not None:
             return super().forward(x)
         others, around = [d for d in range(x.ndim) if d != 1], (1, -1) + (1,) * (x.ndim - 2)
-        sums = sum_over_ranks(torch.cat([x.sum(others), x.new_full((1,), x.numel() // x.shape[1])]), self.group)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))            # bfloat16 has no 257, and sums lose more
+        sums = sum_over_ranks(torch.cat([wide.sum(others), wide.new_full((1,), x.numel() // x.shape[1])]), self.group)
         n, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
-        centred = x - mean.view(around)
+        centred = wide - mean.view(around)
         variance = sum_over_ranks(centred.square().sum(others), self.group) / n
-        with torch.no_grad():
+        self._track(mean, variance, n)
+        scale = (variance + self.eps).rsqrt()
+        if not self.affine:
+            return (centred * scale.view(around)).to(x.dtype)
+        return torch.addcmul(self.bias.view(around), centred, (self.weight * scale).view(around)).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean, variance, n):
+        "Move the running statistics; momentum None is the mean over all batches."
+        if self.training and n <= 1:
+            raise DataError('batch norm needs more than one value per channel while it trains, found 1 over all processes; use a larger batch')
+        if self.training and self.running_mean is not None:
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-        return torch.addcmul(self.bias.view(around), centred, (self.weight * (variance + self.eps).rsqrt()).view(around))
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * n / (n - 1), share)
 
 # %% ../nbs/01_dist.ipynb #029-f73de7bb
 def share_batch_norm(net: nn.Module, size: int | None = None) -> nn.Module:
@@ -248,6 +260,17 @@ def process_group():
             dist.destroy_process_group()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+# %% ../nbs/01_dist.ipynb #3116fadf
+@contextmanager
+def first_on_machine():
+    "The block runs in process 0 of each machine, and in the others after it; at once when alone."
+    waits = int(os.environ.get('LOCAL_RANK', 0)) > 0
+    if waits:
+        sum_over_ranks(torch.zeros(1))              # ends when everybody has come here: those who are done, and those who wait
+    yield
+    if not waits:
+        sum_over_ranks(torch.zeros(1))
 
 # %% ../nbs/01_dist.ipynb #040-e9f4cfae
 def _check_entry(entry):
@@ -348,16 +371,17 @@ def _drawn():
     return heard_progress(draw)
 
 
-def _agent(processes, nodes, rendezvous, folder):
+def _agent(processes, nodes, rendezvous, patience, folder):
     "Settings of torchrun's agent."
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
     logs = DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL, tee=Std.ALL, local_ranks_filter={0})
     return LaunchConfig(nodes, nodes, processes, run_id=os.environ.get('SLURM_JOB_ID', 'selfclass'), rdzv_backend='c10d', rdzv_endpoint=rendezvous or 'localhost:0',
+                        rdzv_configs={'join_timeout': patience, 'read_timeout': patience},
                         max_restarts=0, monitor_interval=.1, start_method='spawn', logs_specs=logs, log_line_prefix_template='process ${rank}: ')
 
 # %% ../nbs/01_dist.ipynb #045-bbe22c94
-def launch(entry: Callable | str, *args, processes: int = 1, nodes: int = 1, rendezvous: str | None = None) -> list:
+def launch(entry: Callable | str, *args, processes: int = 1, nodes: int = 1, rendezvous: str | None = None, patience: int = 600) -> list:
     """Run a function, or a module as a program, in several processes that form a group.
 
     Parameters
@@ -367,21 +391,28 @@ def launch(entry: Callable | str, *args, processes: int = 1, nodes: int = 1, ren
     processes : int            on this machine; each gets its share of the cores, or a GPU of its own
     nodes : int                number of machines on which the same call is made
     rendezvous : str or None   host:port of one of them, which all can reach; needed for several nodes
+    patience : int             seconds to wait for the other machines
 
     Returns
     -------
     list                       what the function returned in each process of this machine; None for each process of a module
 
-    In a script the call stands below `if __name__ == '__main__':`, since new processes run the script's imports again.
-
     Raises
     ------
     ParamsError                a function that new processes cannot import, or numbers that cannot be meant
-    TrainingError              a process failed with an error that is none of `selfclass.errors`; those are raised as they are
+    TrainingError              the machines did not meet, or a process failed with an error that is none of `selfclass.errors`; those are raised as they are
+
+    Examples
+    --------
+    In a script the call stands below `if __name__ == '__main__':`, since new processes run the script's imports again.
+
+    >>> from selfclass.dist import launch, rank
+    >>> launch(rank, processes=2)
+    [0, 1]
     """
     _check_entry(entry)
-    if processes < 1 or nodes < 1 or (nodes > 1 and not re.fullmatch(r'.+:\d+', rendezvous or '')):
-        raise ParamsError(f'launch needs 1 or more processes and nodes, and for several nodes a rendezvous host:port; found {processes=}, {nodes=}, {rendezvous=}')
+    if min(processes, nodes, patience) < 1 or (nodes > 1 and not re.fullmatch(r'.+:\d+', rendezvous or '')):
+        raise ParamsError(f'launch needs 1 or more processes, nodes and seconds, and for several nodes a rendezvous host:port; found {processes=}, {nodes=}, {rendezvous=}, {patience=}')
     meeting = _meeting(os.environ)
     if meeting and processes * nodes not in (1, int(meeting['WORLD_SIZE'])):
         raise ParamsError(f"this process is one of {meeting['WORLD_SIZE']} already and starts no others, found {processes=}, {nodes=}; set parallel.processes to 1")
@@ -394,12 +425,12 @@ def launch(entry: Callable | str, *args, processes: int = 1, nodes: int = 1, ren
     folder, threads = tempfile.mkdtemp(), max(1, cores // processes)
     with _drawn(), _environment(OMP_NUM_THREADS=str(threads)), _quiet_agent():
         try:
-            run = elastic_launch(_agent(processes, nodes, rendezvous, folder), _started if callable(entry) else sys.executable)
+            run = elastic_launch(_agent(processes, nodes, rendezvous, patience, folder), _started if callable(entry) else sys.executable)
             results = run(entry, *args) if callable(entry) else run('-m', entry, *map(str, args))
         except ChildFailedError as failed:
             raise _explain(failed.failures, folder) from None
         except RendezvousError as error:
-            raise TrainingError(f'the processes did not meet at {rendezvous}: {error}; make the same call on each of the {nodes} machines') from None
+            raise TrainingError(f'{nodes} machines did not meet at {rendezvous} within {patience} s ({type(error).__name__}); make the same call on each of them, with the address of one that all can reach') from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return [results[number] for number in sorted(results)] if callable(entry) else [None] * processes

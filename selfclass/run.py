@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .core import heard_progress, load_json, nearest, read_yaml, root, save_json
+from .core import exit_code, heard_progress, load_json, nearest, read_yaml, root, save_json
 from .errors import MissingInputError, ParamsError, SelfclassError
 
 # %% ../nbs/02_run.ipynb #005-07fbd576
@@ -315,26 +315,22 @@ def _parser():
     return parser
 
 
+def _run(given):
+    "What the command line asks for: a recipe put in place, or a stage."
+    if given.recipe is not None:
+        use_recipe(given.recipe)
+        return print(f'params.yaml now holds conf/{given.recipe}.yaml; run `make repro`')
+    keys = {key: value for key in KEYS if (value := getattr(given, key)) is not None}
+    print(run_stage(given.stage, keys, given.params).relative_to(root()))
+
+
 def main(arguments=None) -> int:
     "Run the command line; returns the exit code."
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.stage is None and given.recipe is None:
         parser.error('name a stage, e.g. pretrain')
-    try:
-        if given.recipe is not None:
-            use_recipe(given.recipe)
-            print(f'params.yaml now holds conf/{given.recipe}.yaml; run `make repro`')
-            return 0
-        keys = {key: value for key in KEYS if (value := getattr(given, key)) is not None}
-        print(run_stage(given.stage, keys, given.params).relative_to(root()))
-        return 0
-    except SelfclassError as error:
-        print(f'selfclass: {error}', file=sys.stderr)
-        return 1 if isinstance(error, StageError) else 2
-    except KeyboardInterrupt:
-        print('selfclass: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(given))
 
 
 if __name__ == '__main__' and '__file__' in globals():           # a notebook has no file
