@@ -36,13 +36,42 @@ print("equal")
 '''
 
 
-def test_global_loss_and_gradients_equal_one_process(tmp_path):
+FETCH = '''
+import os, sys, time, torch.distributed as dist
+from pathlib import Path
+from selfclass.dist import first_on_machine
+rank, meet = int(sys.argv[1]), sys.argv[2]
+os.environ["LOCAL_RANK"] = str(rank)
+dist.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=2)
+archive = Path(meet).with_name("archive")
+with first_on_machine():
+    if archive.exists():
+        print("found", archive.read_text())
+    else:
+        time.sleep(1)
+        archive.write_text("whole")
+        print("fetched")
+dist.destroy_process_group()
+'''
+
+
+def twice(tmp_path, text):
+    "What a program prints in each of two processes, given its rank and a file to meet at."
     program = tmp_path/'twice.py'
-    program.write_text(PROGRAM)
+    program.write_text(text)
     runs = [subprocess.Popen([sys.executable, program, str(rank), tmp_path/'meet'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                              env=os.environ | {'PYTHONPATH': str(ROOT)}) for rank in range(2)]
     said = [run.communicate(timeout=180) for run in runs]
-    assert [out.strip() for out, _ in said] == ['equal', 'equal'], said[0][1][-2000:]
+    assert [run.returncode for run in runs] == [0, 0], said[0][1][-2000:]
+    return [out.strip() for out, _ in said]
+
+
+def test_global_loss_and_gradients_equal_one_process(tmp_path):
+    assert twice(tmp_path, PROGRAM) == ['equal', 'equal']
+
+
+def test_the_first_process_of_a_machine_fetches_and_the_others_find(tmp_path):
+    assert twice(tmp_path, FETCH) == ['fetched', 'found whole']
 
 
 def test_one_process_needs_no_flag():
