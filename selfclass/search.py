@@ -6,7 +6,8 @@
 __all__ = ['top_k', 'PCA', 'fit_pca', 'KMeans', 'fit_kmeans']
 
 # %% ../nbs/23_search.ipynb #002-9944877e
-import math, mmap
+import itertools, math, mmap, operator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,131 @@ def _best_columns(scores, k):
         value[doubt], column[doubt] = _sorted_columns(scores[doubt], k)
     return value, column
 
+# %% ../nbs/23_search.ipynb #0e515423
+@contextmanager
+def _in_full():
+    "Products of float32 rows in float32: no autocast, no lowered precision, and both as they were afterwards."
+    places = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before, old_name = [place.fp32_precision for place in places], None
+    with ExitStack() as stack:
+        for kind in ('cpu', 'cuda', 'mps'):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        lowered = not set(before) <= {'none', 'ieee'}
+        try:
+            if lowered:
+                old_name = _old_precision()
+                for place in places:
+                    place.fp32_precision = 'ieee'
+            yield
+        finally:
+            if lowered:
+                _restore_precision(places, before, old_name)
+
+
+def _old_precision():
+    "Set the highest precision by torch's old name, and what it was; None where the new names are in use."
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:                        # the new names were used: the old one refuses to speak
+        return None
+    torch.set_float32_matmul_precision('highest')
+    return before
+
+
+def _restore_precision(places, before, old_name):
+    "What `_in_full` found."
+    if old_name is not None:
+        torch.set_float32_matmul_precision(old_name)
+    for place, precision in zip(places, before):
+        place.fp32_precision = precision
+
+# %% ../nbs/23_search.ipynb #dcf86ccc
+def _marks(rows):
+    "A whole number for each row (N,): equal rows have equal ones, different rows hardly ever."
+    (n, width), word = rows.shape, 8 // rows.element_size()
+    step, words = min(n, max(16, 2**18 // width)), -(-width // word)
+    factors = torch.randint(-2**63, 2**63 - 1, (words,), generator=torch.Generator().manual_seed(0)) | 1
+    factors, marks = factors.to(rows.device), torch.empty(n, dtype=torch.int64, device=rows.device)
+    bits, folded = rows.new_zeros(step, words * word), torch.empty(step, words, dtype=torch.int64, device=rows.device)
+    for start in range(0, n, step):
+        part = rows[start:start + step]
+        torch.add(part, 0., out=bits[:len(part), :width])           # -0 becomes 0, which it equals
+        whole, mixed = bits[:len(part)].view(torch.int64), folded[:len(part)]
+        torch.bitwise_right_shift(whole, 37, out=mixed)         # round numbers differ in high bits alone
+        torch.sum(mixed.bitwise_xor_(whole).mul_(factors), 1, out=marks[start:start + step])
+    return marks
+
+
+def _firsts(labels):
+    "Where each label occurs first (N,)."
+    _, first, group = np.unique(labels.cpu().numpy(), return_index=True, return_inverse=True)
+    return torch.from_numpy(first[group.reshape(-1)]).to(labels.device)
+
+# %% ../nbs/23_search.ipynb #578d3965
+def _same(rows, a, b):
+    "Is row a[i] equal to row b[i]? A few megabytes at a time."
+    step = max(1, 2**20 // rows.shape[1])
+    return torch.cat([(rows[i] == rows[j]).all(1) for i, j in zip(a.split(step), b.split(step))])
+
+
+def _first_copies(rows):
+    "The lowest row that equals each row (N,); None where no two are equal."
+    marks = _marks(rows)
+    ordered = np.sort(marks.cpu().numpy())
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(twice):
+        return None
+    left = torch.isin(marks, torch.from_numpy(np.unique(twice)).to(marks.device)).nonzero().squeeze(1)
+    leader, first = left[_firsts(marks[left])], torch.arange(len(rows), device=rows.device)
+    same = _same(rows, left, leader)
+    first[left[same]] = leader[same]
+    if not same.all():                          # different rows with one mark
+        left = left[~same]
+        first[left] = left[_firsts(rows[left].unique(dim=0, return_inverse=True)[1])]
+    return first
+
+# %% ../nbs/23_search.ipynb #31a58989
+class _Some:
+    "Some rows of a tensor, by their numbers; gathered only where they are read."
+
+    def __init__(self, rows, index):
+        self.rows, self.index = rows, index
+        self.device, self.dtype, self.shape = rows.device, rows.dtype, (len(index), rows.shape[1])
+
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(self, part):
+        return self.rows[self.index[part]]
+
+    def index_select(self, dim, index):
+        return self.rows.index_select(dim, self.index[index])
+
+    def split(self, n):
+        return [_Some(self.rows, part) for part in self.index.split(n)]
+
+# %% ../nbs/23_search.ipynb #ffbffc82
+def _copy_lists(first):
+    "Rows that equal no lower one (U,), all rows in lists of copies (N,), and where the list of each begins and how long it is (U,)."
+    distinct = (first == torch.arange(len(first), device=first.device)).nonzero().squeeze(1)
+    place = torch.searchsorted(distinct, first)
+    count = place.bincount(minlength=len(distinct))
+    return distinct, place.argsort(stable=True), count.cumsum(0) - count, count
+
+
+def _with_copies(value, place, k, lists, exclude):
+    "The k best rows, given the scores and places of the best distinct ones: a list brings all its copies."
+    _, members, begin, count = lists
+    step = torch.arange(min(k + (exclude is not None), int(count.max())), device=place.device)
+    index = members[(begin[place][:, :, None] + step).clamp(max=len(members) - 1)]
+    index = index.masked_fill(step >= count[place][:, :, None], len(members)).flatten(1)
+    if exclude is not None:
+        index = index.masked_fill(index == exclude[:, None], len(members))
+    index, order = index.sort(dim=1)
+    value = value.repeat_interleave(len(step), 1).gather(1, order).masked_fill(index == len(members), -torch.inf)
+    value, best = _sorted_columns(value, k)
+    return value, index.gather(1, best)
+
 # %% ../nbs/23_search.ipynb #011-c48eb093
 def _leave_out(scores, column):
     "Put -inf where a row of the block meets the column that is not for it."
@@ -56,20 +182,37 @@ def _search_block(queries, keys, k, chunk, exclude):
     return value, index
 
 # %% ../nbs/23_search.ipynb #016-ebb53fcd
+def _as_tensor(x, name, other):
+    "A tensor as it is; an array as a tensor, on the device of the other argument."
+    if isinstance(x, torch.Tensor):
+        return x
+    if not isinstance(x, np.ndarray) or x.dtype.name not in ('float16', 'float32', 'float64', 'int64'):
+        raise DataError(f"{name} should be a tensor or an array, of floats (exclude: of int64), found {getattr(x, 'dtype', type(x).__name__)}; convert it")
+    array = np.require(x, x.dtype.newbyteorder('='), ['C', 'W'])
+    return torch.from_numpy(array).to(other.device if isinstance(other, torch.Tensor) else 'cpu')
+
+
 def _check_rows(x, name):
     "Finite floats, one row per image."
-    if x.ndim != 2 or not x.is_floating_point():
+    if x.ndim != 2 or not x.is_floating_point() or not x.shape[1]:
         raise DataError(f'{name} should be floats (rows, D), found {x.dtype} {tuple(x.shape)}; flatten and cast')
     if not x.sum().isfinite() and not x.isfinite().all():           # the sum reads once; it may overflow without any fault
-        raise DataError(f'{name} should be finite, found NaN or infinity; look for a diverged run')
+        row = (~x.isfinite().all(1)).nonzero()[0].item()
+        raise DataError(f'{name} should be finite, found NaN or infinity in row {row}; look for a diverged run')
 
 
 def _check_pair(queries, keys):
-    "Rows that can be compared."
+    "Rows that can be compared, with dot products that their type can hold."
     asked, given = ((x.shape[1], x.dtype, x.device) for x in (queries, keys))
     if asked != given:
         raise DataError(f'queries and keys should share D, dtype and device, found {asked} and {given}; '
                         'convert one of them')
+    most, wide = torch.finfo(queries.dtype).max / 2, torch.float64 if queries.dtype is torch.float64 else torch.float32
+    if torch.linalg.vector_norm(queries, dtype=wide) * torch.linalg.vector_norm(keys, dtype=wide) <= most or not len(queries) or not len(keys):
+        return
+    (a, i), (b, j) = (torch.linalg.vector_norm(x.cpu(), dim=1, dtype=torch.float64).max(0) for x in (queries, keys))
+    if not a * b <= most:
+        raise DataError(f'queries and keys should have dot products below {most:.1e}, found lengths {a:.1e} in row {i} of queries and {b:.1e} in row {j} of keys; scale them')
 
 # %% ../nbs/23_search.ipynb #019-4078aa2a
 def _check_exclude(exclude, n_queries, n_keys):
@@ -82,8 +225,18 @@ def _check_exclude(exclude, n_queries, n_keys):
                         'compare the splits')
 
 
+def _check_whole(**counts):
+    "Whole numbers, by the names that the caller knows."
+    for name, count in counts.items():
+        try:
+            operator.index(count)
+        except TypeError:
+            raise ParamsError(f'{name} should be a whole number, found {count!r}; use int()') from None
+
+
 def _check_counts(k, available, chunk):
     "As many keys as are asked for, in blocks of at least one."
+    _check_whole(k=k, chunk=chunk)
     if not 1 <= k <= available:
         raise ParamsError(f'k should be 1..{available}, the number of keys that a query may get, found {k}; lower k')
     if chunk < 1:
@@ -106,11 +259,11 @@ def _length(x):
 def _group_maxima(queries, keys, dtype, group):
     "The largest rounded score of each group of keys (groups, Q), the longest key and the largest rounding of one."
     block = min(1024 if keys.device.type == 'cpu' else 2**14, -(-len(keys) // group) * group)
-    low, wide = keys.new_empty(block, keys.shape[1], dtype=dtype), keys.new_empty(block, keys.shape[1])
+    low, wide = queries.new_empty(block, keys.shape[1], dtype=dtype), queries.new_empty(block, keys.shape[1])
     asked = queries.to(dtype).T
     out_type = dtype if keys.device.type == 'cpu' else torch.float32
-    scores, best = (keys.new_empty(n, len(queries), dtype=out_type) for n in (block, -(-len(keys) // group)))
-    longest, rounding = keys.new_zeros(2)
+    scores, best = (queries.new_empty(n, len(queries), dtype=out_type) for n in (block, -(-len(keys) // group)))
+    longest, rounding = queries.new_zeros(2)
     for start in range(0, len(keys), block):
         rows = keys[start:start + block]
         low[:len(rows)] = rows
@@ -224,52 +377,84 @@ def _search_span(queries, keys, k, chunk, exclude):
 
 def _search(queries, keys, k, chunk, exclude):
     "top_k of one block of queries."
-    span, value, index = 64 * chunk, None, None
-    for start in range(0, len(keys), span):
-        outside = None if exclude is None else torch.where((exclude >= start) & (exclude < start + span), exclude - start, -1)
-        more, where = _search_span(queries, keys[start:start + span], k, chunk, outside)
+    start, value, index = 0, None, None
+    for span in keys.split(64 * chunk):
+        outside = None if exclude is None else torch.where((exclude >= start) & (exclude < start + len(span)), exclude - start, -1)
+        more, where = _search_span(queries, span, min(k, len(span)), chunk, outside)
         if start:
             more, order = _sorted_columns(torch.cat([value, more], 1), k)
             where = torch.cat([index, where + start], 1).gather(1, order)
-        value, index = more, where
+        value, index, start = more, where, start + len(span)
     return value, index
+
+# %% ../nbs/23_search.ipynb #0ad3f7d6
+def _search_copies(queries, keys, k, chunk, exclude, lists):
+    "top_k of one block of queries where keys have copies: among the distinct ones, then with the copies."
+    distinct = lists[0]
+    wanted = k + (exclude is not None)                              # the excluded key may be among them
+    value, place = _search(queries, _Some(keys, distinct), min(wanted, len(distinct)), chunk, None)
+    step = max(1, 2**22 // (place.shape[1] * min(wanted, int(lists[3].max()))))
+    without = itertools.repeat(None) if exclude is None else exclude.split(step)
+    found = [_with_copies(v, p, k, lists, x) for v, p, x in zip(value.split(step), place.split(step), without)]
+    return tuple(torch.cat(part) for part in zip(*found))
 
 # %% ../nbs/23_search.ipynb #038-edd6a522
 _LONG = 2**40           # multiply-adds that take seconds: worth a bar
 
 
 @torch.no_grad()
-def top_k(queries: torch.Tensor, keys: torch.Tensor, k: int, chunk: int = 4096, exclude: torch.Tensor | None = None):
+@_in_full()
+def top_k(queries: torch.Tensor | np.ndarray, keys: torch.Tensor | np.ndarray, k: int, chunk: int = 4096, exclude: torch.Tensor | np.ndarray | None = None):
     """The k keys with the largest dot product for each query, exactly.
+
+    The answer is the same under autocast and whatever precision of products is set.
 
     Parameters
     ----------
-    queries : float tensor (Q, D)    unit rows make the scores cosines
-    keys : float tensor (N, D)       same dtype and device, where the work is done
-    k : int                          1..N, or 1..N-1 with `exclude`
-    chunk : int                      memory: about 8 × chunk × chunk numbers exist at a time, whatever Q and N
-    exclude : int64 tensor (Q,)      the key that each query must not get (itself); -1: none
+    queries : float tensor or array (Q, D)   unit rows make the scores cosines
+    keys : float tensor or array (N, D)      same dtype and device, where the work is done; an array joins the tensor beside it
+    k : int                                  1..N, or 1..N-1 with `exclude`
+    chunk : int                              memory: about 8 × chunk × chunk numbers exist at a time, whatever Q and N
+    exclude : int64 tensor or array (Q,)     the key that each query must not get (itself); -1: none
 
     Returns
     -------
-    scores : tensor (Q, k)           falling; no gradient
-    index : int64 tensor (Q, k)      rows of `keys`; of equal scores the lower index comes first
+    scores : tensor (Q, k)                   falling, in the dtype and on the device of the rows; no gradient
+    index : int64 tensor (Q, k)              rows of `keys`; of equal keys, and of equal scores, the lower index comes first
 
     Raises
     ------
-    ParamsError                      `k` or `chunk` out of range
-    DataError                        not finite floats (rows, D) that fit each other, or `exclude` of another shape
+    ParamsError                              `k` or `chunk` out of range
+    DataError                                not finite floats (rows, D) that fit each other, lengths beyond the range of
+                                             their dtype, or `exclude` of another shape
+
+    Examples
+    --------
+    >>> scores, index = top_k(np.eye(2), np.array([[1., 0.], [0., 3.], [1., 0.]]), k=2)
+    >>> index.tolist()
+    [[0, 2], [1, 0]]
     """
+    queries, keys = _as_tensor(queries, 'queries', keys), _as_tensor(keys, 'keys', queries)
     _check_rows(queries, 'queries'), _check_rows(keys, 'keys'), _check_pair(queries, keys)
     _check_counts(k, len(keys) - (exclude is not None), chunk)
     if exclude is not None:
+        exclude = _as_tensor(exclude, 'exclude', keys)
         _check_exclude(exclude, len(queries), len(keys))
-    blocks = queries.split(chunk)
+    return _search_all(queries, keys, k, chunk, exclude)
+
+
+def _search_all(queries, keys, k, chunk, exclude):
+    "top_k of rows that have been checked, a block of queries at a time."
+    blocks, first = queries.split(chunk), _first_copies(keys)
     without = [None] * len(blocks) if exclude is None else exclude.to(keys.device).split(chunk)
     if len(queries) * keys.numel() > _LONG:
         blocks = progress(blocks, desc='neighbours')
-    found = [_search(block, keys, k, chunk, x) for block, x in zip(blocks, without)]
-    return torch.cat([value for value, _ in found]), torch.cat([index for _, index in found])
+    if first is None:
+        found = [_search(block, keys, k, chunk, x) for block, x in zip(blocks, without)]
+    else:
+        lists = _copy_lists(first)
+        found = [_search_copies(block, keys, k, chunk, x, lists) for block, x in zip(blocks, without)]
+    return tuple(torch.cat(part) for part in zip(*found))
 
 # %% ../nbs/23_search.ipynb #050-a3e3242b
 def _open_rows(source):
@@ -283,15 +468,28 @@ def _open_rows(source):
             raise DataError(f"'{source}' is no .npy file ({str(error).splitlines()[0]}); write it with numpy.save") from None
     shape, kind = getattr(source, 'shape', ()), str(getattr(source, 'dtype', type(source).__name__)).removeprefix('torch.')
     if not isinstance(source, (np.ndarray, torch.Tensor)) or len(shape) != 2 or kind not in ('float16', 'float32', 'float64'):
-        raise DataError(f'rows should be a float16, float32 or float64 tensor, array or .npy file (N, D), found {kind} {tuple(shape)}')
+        raise DataError(f'source should be a float16, float32 or float64 tensor, array or .npy file (N, D), found {kind} {tuple(shape)}; flatten and cast')
     if not min(shape):
-        raise DataError(f'rows should be (N, D) with N and D at least 1, found {tuple(shape)}')
+        raise DataError(f'source should be (N, D) with N and D at least 1, found {tuple(shape)}; look for an empty split')
     return source
 
 
 def _in_file(rows):
     "Do the rows lie in a file as they are, one after the other? Then reads get them, which leave no mapped pages behind."
     return isinstance(getattr(rows, 'base', None), mmap.mmap) and rows.flags.c_contiguous and rows.mode != 'c' and bool(rows.filename)
+
+# %% ../nbs/23_search.ipynb #0c635d25
+_LONGEST = 1e15         # of a row: squares of a chunk of them stay below 3e38
+
+
+def _check_part(part, start):
+    "Finite rows, none too long to be squared; `start` is the number of the first."
+    if torch.linalg.vector_norm(part) <= _LONGEST:
+        return
+    length = torch.linalg.vector_norm(part.cpu(), dim=1, dtype=torch.float64)
+    wrong = (~(length <= _LONGEST)).nonzero().flatten().tolist()
+    if wrong:
+        raise DataError(f'source should be finite rows no longer than {_LONGEST:.0e}, found length {length[wrong[0]]:.3g} in row {start + wrong[0]}; look for a diverged run, or scale the rows')
 
 
 def _read(rows, start, stop, device):
@@ -302,9 +500,9 @@ def _read(rows, start, stop, device):
         part = rows[start:stop]
         if _in_file(rows):
             part = np.fromfile(rows.filename, rows.dtype, part.size, offset=rows.offset + start * rows.strides[0]).reshape(part.shape)
-        part = torch.from_numpy(np.require(part, np.float32, ['C', 'W'])).to(device)
-    if not part.sum().isfinite() and not part.isfinite().all():
-        raise DataError(f'rows should be finite, found NaN or infinity in rows {start}..{start + len(part) - 1}; look for a diverged run')
+        with np.errstate(over='ignore'):            # beyond float32: infinite, and found below
+            part = torch.from_numpy(np.require(part, np.float32, ['C', 'W'])).to(device)
+    _check_part(part, start)
     return part
 
 
@@ -323,21 +521,30 @@ def _pick(rows, index):
 
 # %% ../nbs/23_search.ipynb #053-ecaa659a
 class _Share:
-    "The chunks of rows that this process deals with, shifted; kept where they are small, read anew in each pass where not."
+    "The chunks of rows that this process deals with, less a shift; kept where they are small, read anew in each pass where not."
 
-    def __init__(self, rows, chunk, device, shift=0., keep=2**28):
-        self.rows, self.chunk, self.device, self.shift = rows, chunk, device, shift
+    def __init__(self, rows, chunk, device, keep=2**28):
+        self.rows, self.chunk, self.device, self.shift = rows, chunk, device, None
         self.starts = range(rank() * chunk, len(rows), world_size() * chunk)
         self.kept = [None] * len(self.starts)
         self.keeps = 4 * len(self.starts) * chunk * rows.shape[1] <= keep
 
-    def __iter__(self):
-        for i, start in enumerate(self.starts):
-            part = self.kept[i]
-            if part is None:
-                part = _read(self.rows, start, start + self.chunk, self.device) - self.shift
-                self.kept[i] = part if self.keeps else None
-            yield part
+    def __len__(self):
+        return len(self.starts)
+
+    def __getitem__(self, i):
+        part = self.kept[i]
+        if part is None:
+            part = _read(self.rows, self.starts[i], self.starts[i] + self.chunk, self.device)
+            part = part if self.shift is None else part - self.shift
+            self.kept[i] = part if self.keeps else None
+        return part
+
+    def move_origin(self, shift):
+        "Subtract `shift` (D,) from all rows, those that are kept already included."
+        self.shift = shift
+        for i, part in enumerate(self.kept):
+            self.kept[i] = None if part is None else part - shift
 
 
 def _chunk_rows(device, width):
@@ -356,7 +563,7 @@ class PCA:
 
     Attributes
     ----------
-    mean_ : tensor (D,)
+    mean_ : tensor (D,)                          float32, like the axes; all on the CPU
     components_ : tensor (n, D)                  orthonormal axes, the largest entry of each positive
     explained_variance_ : tensor (n,)            float64, falling
     explained_variance_ratio_ : tensor (n,)      float64, parts of the whole variance
@@ -366,77 +573,101 @@ class PCA:
     explained_variance_: torch.Tensor
     explained_variance_ratio_: torch.Tensor
 
+    def __repr__(self):
+        n, width = self.components_.shape
+        return f'PCA({n} of {width} axes, {self.explained_variance_ratio_.sum():.1%} of the variance)'
+
     @torch.no_grad()
+    @_in_full()
     def transform(self, source, out=None, device: str = 'auto'):
         """Coordinates of rows on the axes.
 
         Parameters
         ----------
-        source : tensor, array or .npy path (N, D)
+        source : tensor, array or .npy path (N, D)  float16, float32 or float64; computed in float32
         out : array or tensor (N, n), optional      where to write them; numpy.lib.format.open_memmap makes a file for what exceeds memory
-        device : str                                where to compute
+        device : str                                where to compute: 'auto', 'cpu', 'cuda' …
 
         Returns
         -------
-        `out`, or a float32 tensor (N, n)
+        `out`, or a float32 tensor (N, n) on the CPU
 
         Raises
         ------
-        DataError                                   rows of another width or not finite, `out` of another shape
+        DataError                                   rows of another width, not finite or beyond 1e15, `out` of another shape
         """
         rows, device = _open_rows(source), pick_device(device)
         if rows.shape[1] != len(self.mean_):
-            raise DataError(f'rows should have the {len(self.mean_)} columns the axes were fitted to, found {rows.shape[1]}')
+            raise DataError(f'source should have the {len(self.mean_)} columns the axes were fitted to, found {rows.shape[1]}; take the features of the same network')
         shape = len(rows), len(self.components_)
         out = torch.empty(shape) if out is None else out
         if tuple(out.shape) != shape:
-            raise DataError(f'out should be {shape}, found {tuple(out.shape)}')
+            raise DataError(f'out should be {shape}, found {tuple(out.shape)}; allocate it so')
         mean, axes, step = self.mean_.to(device), self.components_.to(device).T, _chunk_rows(device, rows.shape[1])
         for start in _bar(range(0, len(rows), step), 'axes', len(rows) * axes.numel()):
             part = ((_read(rows, start, start + step, device) - mean) @ axes).cpu()
             out[start:start + step] = part if isinstance(out, torch.Tensor) else part.numpy()
         return out
 
+# %% ../nbs/23_search.ipynb #acffe6d1
+def _add_moments(total, part, origin):
+    "Add the sums of x - o and of its products with itself over the rows of `part` to `total` (1 + D, D), float64."
+    middle = part.mean(0)
+    centred, away = part - middle, middle.double() - origin
+    rest = centred.sum(0, dtype=torch.float64)                          # the middle is rounded
+    total[0] += rest + len(part) * away
+    total[1:] += centred.T @ centred
+    side = rest + len(part) / 2 * away
+    total[1:].addr_(side, away).addr_(away, side)
+
 
 def _moments(rows, device):
     "Mean and covariance (float64) of the rows of all processes, in one pass."
-    shift = _read(rows, 0, 1024, device).mean(0)
+    origin = _read(rows, 0, 256, device).mean(0, dtype=torch.float64)   # any will do; all processes have the same
     total = torch.zeros(rows.shape[1] + 1, rows.shape[1], dtype=torch.float64, device=device)
-    share = _Share(rows, 2 * _chunk_rows(device, rows.shape[1]), device, shift, keep=0)
+    share = _Share(rows, 2 * _chunk_rows(device, rows.shape[1]), device, keep=0)
     for part in _bar(share, 'covariance', len(rows) * rows.shape[1]**2):
-        total[0] += part.sum(0, dtype=torch.float64)
-        total[1:] += part.T @ part
+        for piece in part.split(4096):
+            _add_moments(total, piece, origin)
     total = sum_over_ranks(total)
     mean = total[0] / len(rows)
-    return shift.double() + mean, (total[1:] - len(rows) * mean.outer(mean)) / (len(rows) - 1)
+    return origin + mean, (total[1:] - len(rows) * mean.outer(mean)) / (len(rows) - 1)
 
-# %% ../nbs/23_search.ipynb #058-1b8363bc
+# %% ../nbs/23_search.ipynb #5127bf68
 @torch.no_grad()
+@_in_full()
 def fit_pca(source, n_components: int, device: str = 'auto') -> PCA:
     """The directions along which rows vary most, exactly, in one pass and bounded memory.
 
-    Processes of a group each read their share of the rows and get the same axes.
+    Processes of a group each read their share of the rows and get the same axes. The order of the rows does not matter.
+    Variances are right to about 1e-6 of the whole variance; of equal ones the axes are any orthonormal pair.
 
     Parameters
     ----------
-    source : tensor, array or .npy path (N, D)    float16, float32 or float64
+    source : tensor, array or .npy path (N, D)    float16, float32 or float64; multiplied in float32, added in float64
     n_components : int                            1..min(N, D)
-    device : str                                  where to compute
+    device : str                                  where to compute: 'auto', 'cpu', 'cuda' …
 
     Returns
     -------
-    PCA                                           tensors on the CPU
+    PCA                                           tensors on the CPU; variances float64, the rest float32
 
     Raises
     ------
     ParamsError                                   `n_components` out of range
-    DataError, MissingInputError                  not finite floats (N, D), or no such file
+    DataError, MissingInputError                  not finite floats (N, D) up to 1e15, or no such file
+
+    Examples
+    --------
+    >>> fit_pca(np.array([[0., 0.], [2., 0.], [4., 1.]]), n_components=1, device='cpu')
+    PCA(1 of 2 axes, 98.2% of the variance)
 
     Source: the baseline of Zheltonozhskii et al. (2020), who use incremental PCA; this is the full one.
     """
     rows, device = _open_rows(source), pick_device(device)
+    _check_whole(n_components=n_components)
     if not 1 <= n_components <= min(rows.shape) or len(rows) < 2:
-        raise ParamsError(f'n_components should be 1..{min(rows.shape)}, no more than rows or columns, of at least 2 rows; found {n_components} for {tuple(rows.shape)}')
+        raise ParamsError(f'n_components should be 1..{min(rows.shape)}, no more than rows or columns, of at least 2 rows, found {n_components} for {tuple(rows.shape)}; lower it')
     mean, covariance = _moments(rows, device)
     variance, axes = torch.linalg.eigh(covariance)
     variance, axes = variance.flip(0).clamp(min=0), axes.T.flip(0)[:n_components]
@@ -514,21 +745,37 @@ def _start_centres(x, n, generator):
     return centres
 
 # %% ../nbs/23_search.ipynb #072-55d88b02
-def _pass(share, centres, labels, margins):
-    "Give each row to its nearest centre; per centre the sum of its rows and their number (k, D + 1), over all processes."
-    k, width = centres.shape
-    total = torch.zeros(k, width + 1, dtype=torch.float64, device=centres.device)
-    for part, label, margin in zip(share, labels, margins):
+def _summands(x):
+    "What rows add to their cluster, float64 (n, D + 2): themselves, their squared lengths, one."
+    wide = x.double()
+    return torch.cat([wide, wide.square().sum(1, keepdim=True), torch.ones_like(wide[:, :1])], 1)
+
+
+def _pass(share, centres, labels, margins, total):
+    "Give each row to its nearest centre, keep the sums `total` (k, D + 2) of this process's rows, and count the rows that changed."
+    first, changed = _first_copies(centres), 0
+    for i, (label, margin) in enumerate(zip(labels, margins)):
         unsure = (margin <= 0).nonzero().squeeze(1)
-        if len(unsure) == len(part):
-            label[:], margin[:] = _nearest(part, centres)
-        elif len(unsure):
-            label[unsure], margin[unsure] = _nearest(part[unsure], centres)
-        total[:, :width] += torch.zeros_like(centres).index_add_(0, label, part)
-        total[:, width] += label.bincount(minlength=k)
-    return sum_over_ranks(total)
+        if not len(unsure):
+            continue
+        rows = share[i] if len(unsure) == len(label) else share[i][unsure]
+        nearest, margin[unsure] = _nearest(rows, centres)
+        nearest, before = nearest if first is None else first[nearest], label[unsure]
+        new = (nearest != before).nonzero().squeeze(1)
+        summands, before = _summands(rows if len(new) == len(rows) else rows[new]), before[new]
+        total.index_add_(0, nearest[new], summands)
+        if (before >= 0).all():                     # -1: the first pass
+            total.index_add_(0, before, summands, alpha=-1)
+        label[unsure], changed = nearest, changed + len(new)
+    return changed
 
 
+def _inertia(centres, total):
+    "Sum of squared distances of all rows from their centres, from the sums of the clusters."
+    wide, (sums, squares, counts) = centres.double(), total.split([centres.shape[1], 1, 1], dim=1)
+    return max(0., (squares.sum() - 2 * (wide * sums).sum() + (counts * wide.square()).sum()).item())
+
+# %% ../nbs/23_search.ipynb #074-9520e022
 def _farthest(share, centres, labels, n):
     "The n rows of all processes that lie farthest from their centres, the farthest first, and their squared distances."
     found = centres.new_full((n, centres.shape[1] + 1), -1.)
@@ -544,41 +791,42 @@ def _farthest(share, centres, labels, n):
 def _moved(share, centres, labels, total):
     "Centres at the means of their rows; empty ones at the rows that fit worst."
     counts = total[:, -1:]
-    new = torch.where(counts > 0, total[:, :-1] / counts.clamp(min=1), centres.double()).float()
+    new = torch.where(counts > 0, total[:, :-2] / counts.clamp(min=1), centres.double()).float()
     empty = (counts[:, 0] == 0).nonzero().squeeze(1)
     if len(empty):
         rows, distance = _farthest(share, centres, labels, len(empty))
         new[empty] = torch.where(distance[:, None] > 0, rows, new[empty])
     return new
 
-# %% ../nbs/23_search.ipynb #074-9520e022
-def _lloyd(share, square, centres, max_iter, tol, desc):
-    "Centres, labels of this process's chunks, inertia and number of passes; `square`: sum of |x|² of all rows."
+# %% ../nbs/23_search.ipynb #075-3bee31b7
+def _lloyd(share, centres, max_iter, tol, desc):
+    "Centres, labels of this process's chunks, inertia and number of passes."
     sizes = [min(share.chunk, len(share.rows) - start) for start in share.starts]
-    labels = [torch.zeros(n, dtype=torch.int64, device=centres.device) for n in sizes]
+    labels = [torch.full((n,), -1, dtype=torch.int64, device=centres.device) for n in sizes]
     margins = [centres.new_zeros(n) for n in sizes]
-    before = math.inf
+    mine = torch.zeros(len(centres), centres.shape[1] + 2, dtype=torch.float64, device=centres.device)
+    before, tried = math.inf, False
     for n_iter in _bar(range(1, max_iter + 1), desc, len(share.rows) * centres.numel() * max_iter):
-        total, wide = _pass(share, centres, labels, margins), centres.double()
-        fit = 2 * (wide * total[:, :-1]).sum() - (total[:, -1] * wide.square().sum(1)).sum()
-        inertia = max(0., square - fit.item())
-        if n_iter == max_iter or before - inertia <= tol * inertia and total[:, -1].all():
+        changed = sum_over_ranks(mine.new_tensor(_pass(share, centres, labels, margins, mine)))
+        total = sum_over_ranks(mine)
+        inertia, full = _inertia(centres, total), bool(total[:, -1].all())
+        if n_iter == max_iter or changed == 0 or before - inertia <= tol * inertia and (full or tried):
             break
-        new = _moved(share, centres, labels, total)
+        new, tried = _moved(share, centres, labels, total), not full
         drift = torch.linalg.vector_norm(new - centres, dim=1) * 1.001
         for label, margin in zip(labels, margins):
             margin -= drift[label] + drift.amax()
         centres, before = new, inertia
     return centres, labels, inertia, n_iter
 
-# %% ../nbs/23_search.ipynb #077-ceb0b68f
+# %% ../nbs/23_search.ipynb #af9af7aa
 @dataclass(eq=False)
 class KMeans:
     """Clusters of rows, as `fit_kmeans` finds them; the names are scikit-learn's.
 
     Attributes
     ----------
-    cluster_centers_ : tensor (k, D)
+    cluster_centers_ : tensor (k, D)   float32, all finite; a cluster without rows has a copy of another's
     labels_ : int64 tensor (N,)        cluster of each row
     inertia_ : float                   sum of squared distances of the rows from their centres
     n_iter_ : int                      passes over the rows
@@ -588,31 +836,37 @@ class KMeans:
     inertia_: float
     n_iter_: int
 
+    def __repr__(self):
+        k, width = self.cluster_centers_.shape
+        return f'KMeans({k} clusters of {len(self.labels_)} rows of {width} numbers, inertia {self.inertia_:.6g}, passes {self.n_iter_})'
+
     @torch.no_grad()
+    @_in_full()
     def predict(self, source, device: str = 'auto') -> torch.Tensor:
         """The nearest centre of each row.
 
         Parameters
         ----------
         source : tensor, array or .npy path (N, D)
-        device : str                   where to compute
+        device : str                   where to compute: 'auto', 'cpu', 'cuda' …
 
         Returns
         -------
-        int64 tensor (N,)
+        int64 tensor (N,)              on the CPU; of equal centres the first
 
         Raises
         ------
-        DataError                      rows of another width, or not finite
+        DataError                      rows of another width, not finite or beyond 1e15
         """
         rows, device = _open_rows(source), pick_device(device)
         k, width = self.cluster_centers_.shape
         if rows.shape[1] != width:
-            raise DataError(f'rows should have the {width} columns the centres have, found {rows.shape[1]}')
+            raise DataError(f'source should have the {width} columns the centres have, found {rows.shape[1]}; take the features of the same network')
         shift, step = self.cluster_centers_.mean(0).to(device), _chunk_rows(device, max(k, width))
-        centres = self.cluster_centers_.to(device) - shift
+        centres, first = self.cluster_centers_.to(device) - shift, _first_copies(self.cluster_centers_)
         parts = _bar(range(0, len(rows), step), 'clusters', len(rows) * k * width)
-        return torch.cat([_two_nearest(_read(rows, start, start + step, device) - shift, centres)[2].cpu() for start in parts])
+        labels = torch.cat([_two_nearest(_read(rows, start, start + step, device) - shift, centres)[2].cpu() for start in parts])
+        return labels if first is None else first[labels]
 
 # %% ../nbs/23_search.ipynb #079-70843a6f
 def _sample(rows, n_clusters, generator, device):
@@ -620,6 +874,14 @@ def _sample(rows, n_clusters, generator, device):
     n = min(len(rows), max(2 * n_clusters, min(max(10 * n_clusters, 4096), 2**26 // rows.shape[1])))
     chosen = torch.randperm(len(rows), generator=generator)[:n].sort().values
     return _read(_pick(rows, chosen), 0, n, device)
+
+
+def _mean(share):
+    "Mean of the rows of all processes (D,), in one pass, summed in float64 whatever their order."
+    sums = torch.zeros(share.rows.shape[1], dtype=torch.float64, device=share.device)
+    for part in share:
+        sums += part.sum(0, dtype=torch.float64)
+    return (sum_over_ranks(sums) / len(share.rows)).float()
 
 
 def _all_labels(share, labels):
@@ -630,21 +892,33 @@ def _all_labels(share, labels):
     return sum_over_ranks(whole).cpu()
 
 
+def _tidy(centres, shift, labels):
+    "Centres in the place of the rows, and labels: an empty cluster becomes a copy of its nearest neighbour, and of copies the first has the rows."
+    centres, full = centres.cpu(), labels.bincount(minlength=len(centres)) > 0
+    if not full.all():
+        centres[~full] = centres[full][torch.cdist(centres[~full], centres[full]).argmin(1)]
+    centres = centres + shift.cpu()
+    first = _first_copies(centres)
+    return centres, labels if first is None else first[labels]
+
+# %% ../nbs/23_search.ipynb #e8688fce
 @torch.no_grad()
+@_in_full()
 def fit_kmeans(source, n_clusters: int, max_iter: int = 100, n_init: int = 1, tol: float = 1e-4, seed: int = 0, device: str = 'auto') -> KMeans:
     """Clusters by Lloyd's algorithm over all rows, in bounded memory.
 
-    Processes of a group each read their share of the rows and get the same clusters.
+    Processes of a group each read their share of the rows and get the same clusters. Where fewer rows than clusters are
+    different, the clusters left over are empty. A row between two centres goes to either, between equal ones to the first.
 
     Parameters
     ----------
-    source : tensor, array or .npy path (N, D)    float16, float32 or float64
+    source : tensor, array or .npy path (N, D)    float16, float32 or float64; multiplied in float32, added in float64
     n_clusters : int                              1..N
     max_iter : int                                passes over the rows at most
     n_init : int                                  starts; the one with the lowest inertia is kept
     tol : float                                   stop when the inertia falls by less than this part
     seed : int                                    of the starts
-    device : str                                  where to compute
+    device : str                                  where to compute: 'auto', 'cpu', 'cuda' …
 
     Returns
     -------
@@ -653,24 +927,29 @@ def fit_kmeans(source, n_clusters: int, max_iter: int = 100, n_init: int = 1, to
     Raises
     ------
     ParamsError                                   a number out of range
-    DataError, MissingInputError                  not finite floats (N, D), or no such file
+    DataError, MissingInputError                  not finite floats (N, D) up to 1e15, or no such file
+
+    Examples
+    --------
+    >>> fit_kmeans(np.array([[0., 1.], [0., 3.], [9., 9.]]), n_clusters=2, device='cpu')
+    KMeans(2 clusters of 3 rows of 2 numbers, inertia 2, passes 2)
 
     Source: Lloyd (1982); the start after Arthur & Vassilvitskii (2007); margins after Hamerly (2010).
     """
     rows, device = _open_rows(source), pick_device(device)
+    _check_whole(n_clusters=n_clusters, max_iter=max_iter, n_init=n_init, seed=seed)
     if not 1 <= n_clusters <= len(rows):
-        raise ParamsError(f'n_clusters should be 1..{len(rows)}, the number of rows, found {n_clusters}')
-    if max_iter < 1 or n_init < 1 or tol < 0:
-        raise ParamsError(f'max_iter and n_init should be at least 1 and tol at least 0, found {max_iter=}, {n_init=}, {tol=}')
-    shift = _read(rows, 0, 1024, device).mean(0)
-    share = _Share(rows, _chunk_rows(device, max(n_clusters, rows.shape[1])), device, shift)
-    square = sum_over_ranks(sum((part.square().sum(dtype=torch.float64) for part in share), torch.zeros((), dtype=torch.float64, device=device))).item()
-    best = None
+        raise ParamsError(f'n_clusters should be 1..{len(rows)}, the number of rows, found {n_clusters}; lower it')
+    if max_iter < 1 or n_init < 1 or not tol >= 0:
+        raise ParamsError(f'max_iter and n_init should be at least 1 and tol at least 0, found {max_iter=}, {n_init=}, {tol=}; 100, 1 and 1e-4 are usual')
+    share = _Share(rows, _chunk_rows(device, max(n_clusters, rows.shape[1])), device)
+    shift, best = _mean(share), None
+    share.move_origin(shift)
     for i in range(n_init):
         generator = torch.Generator().manual_seed(seed + i)
         start = _start_centres(_sample(rows, n_clusters, generator, device) - shift, n_clusters, generator)
         start = sum_over_ranks(start if rank() == 0 else torch.zeros_like(start))              # the same bits everywhere
-        found = _lloyd(share, square, start, max_iter, tol, 'k-means')
+        found = _lloyd(share, start, max_iter, tol, 'k-means')
         best = found if best is None or found[2] < best[2] else best
     centres, labels, inertia, n_iter = best
-    return KMeans((centres + shift).cpu(), _all_labels(share, labels), inertia, n_iter)
+    return KMeans(*_tidy(centres, shift, _all_labels(share, labels)), inertia, n_iter)
