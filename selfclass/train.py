@@ -7,7 +7,7 @@ __all__ = ['ViewLoader', 'fit', 'Checkpoint', 'checkpoint_folder', 'class_usage'
            'sample_views', 'method_function', 'train_and_save']
 
 # %% ../nbs/41_train.ipynb #002-e324f2f8
-import csv, hashlib, io, json, math, shutil
+import csv, hashlib, json, math, shutil
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from .core import check_arguments, nearest, progress, root, save_arrays
 from .data import ImageSet
 from .dist import all_gather_batch, max_over_ranks, rank, world_size
-from .embed import assign_images
+from .embed import ErrorsAsValues, assign_images, value_or_raise
 from .errors import DataError, ParamsError, TrainingError
 from .hub import save_pretrained
 from .loss import collapse_loss
@@ -34,6 +34,18 @@ def _generator(*numbers, device='cpu'):
     return torch.Generator(device).manual_seed(int(state) % 2**63)
 
 # %% ../nbs/41_train.ipynb #007-8778daaf
+class _Order:
+    "Positions of the images of a batch, a function of seed, epoch and number of the batch."
+
+    def __init__(self, n, batch_size, seed):
+        self.n, self.batch_size, self.seed, self.kept = n, batch_size, seed, (None, None)
+
+    def __call__(self, epoch, i):
+        if self.kept[0] != epoch:
+            self.kept = epoch, torch.randperm(self.n, generator=_generator(self.seed, epoch))
+        return self.kept[1][i * self.batch_size:(i + 1) * self.batch_size]
+
+# %% ../nbs/41_train.ipynb #009-73dfe76b
 class _Places:
     "Epoch and number of each batch of a loader's epoch."
 
@@ -46,37 +58,55 @@ class _Places:
     def __iter__(self):
         return ((self.loader.epoch, i) for i in range(len(self.loader)))
 
-# %% ../nbs/41_train.ipynb #009-73dfe76b
-class ViewLoader(Dataset):
+
+def _decoding(loader):
+    "Batches made by workers, which live as long as the loader; what they make is said to them batch by batch."
+    return DataLoader(ErrorsAsValues(copy(loader)), batch_size=None, sampler=_Places(loader), num_workers=loader.workers,
+                      persistent_workers=loader.workers > 0, pin_memory=loader.target.type == 'cuda',
+                      multiprocessing_context='spawn' if loader.workers else None)
+
+# %% ../nbs/41_train.ipynb #c81a459e
+def _check_batch(images, batch_size):
+    "Refuse a batch that the loss, the processes or the images cannot fill."
+    if batch_size < 2:
+        raise ParamsError(f'batch_size should be at least 2, found {batch_size}: the loss compares the images of a batch with each other')
+    if batch_size % world_size():
+        raise ParamsError(f'batch_size {batch_size} cannot be shared evenly by {world_size()} processes; choose a multiple')
+    if len(images) < batch_size:
+        raise DataError(f"'{images.name}' has {len(images)} images, fewer than one batch of {batch_size}; lower batch_size or add images")
+
+# %% ../nbs/41_train.ipynb #0c261712
+class ViewLoader:
     """Batches of views, shuffled anew each epoch, a pure function of seed and epoch.
 
     Parameters
     ----------
-    images : ImageSet        what to train on
+    images : ImageSet        what to train on, N images
     views : MultiCrop        images, generator and this process's share -> list of V tensors
-    batch_size : int         images per batch over all processes, at least 2
-    seed : int
-    device : torch.device    where sets that fit in memory are kept, and augmented
+    batch_size : int         images per batch over all P processes, at least 2; a last batch that is not full is left out
+    seed : int               of order and views
+    device : torch.device    where sets that fit in memory are kept and augmented, and where views are wanted
     workers : int            processes that decode and augment sets that do not fit in memory, on the CPU; views travel as bytes
+
+    Iterating gives N // batch_size pairs: positions in the set, int64 (B,), and V views, float32 (B, 3, h, w); B = batch_size / P.
 
     Raises
     ------
-    DataError                fewer images than one batch
+    DataError                fewer images than one batch; while iterating, a picture that cannot be decoded, named
     ParamsError              a batch of fewer than two images, or one that the processes cannot share evenly
+
+    >>> loader = ViewLoader(images, MultiCrop('natural'), batch_size=256)
+    >>> loader.set_epoch(3)
+    >>> for index, views in loader: ...
     """
 
     def __init__(self, images: ImageSet, views, batch_size: int, seed: int = 0, device=torch.device('cpu'), workers: int = 0):
-        if batch_size < 2:
-            raise ParamsError(f'batch_size should be at least 2, found {batch_size}: the loss compares the images of a batch with each other')
-        if batch_size % world_size():
-            raise ParamsError(f'batch_size {batch_size} cannot be shared evenly by {world_size()} processes; choose a multiple')
-        if len(images) < batch_size:
-            raise DataError(f"'{images.name}' has {len(images)} images, fewer than one batch of {batch_size}; lower batch_size or add images")
+        _check_batch(images, batch_size)
         self.images, self.views, self.batch_size, self.seed = images, views, batch_size, seed
         self.pixels = None if images.pixels is None else images.pixels.to(device)
         self.device, self.target = torch.device('cpu') if self.pixels is None else device, device          # where views are made, and wanted
         self.workers, self.epoch, self.share = workers, 0, (rank(), world_size())        # a worker process knows no group
-        self._order = (None, None)
+        self.order = _Order(len(images), batch_size, seed)
 
     def set_epoch(self, epoch: int):
         "Choose the epoch whose batches the next iteration gives."
@@ -85,31 +115,21 @@ class ViewLoader(Dataset):
     def __len__(self):
         return len(self.images) // self.batch_size
 
-    def index(self, i, epoch=None):
-        "Positions in the data set of this process's share of batch `i` (of the chosen epoch): (batch_size / processes,)."
-        epoch = self.epoch if epoch is None else epoch
-        if self._order[0] != epoch:
-            self._order = epoch, torch.randperm(len(self.images), generator=_generator(self.seed, epoch))
-        first, step = self.share
-        return self._order[1][i * self.batch_size:(i + 1) * self.batch_size][first::step]
-
     def __getitem__(self, place):
         epoch, i = place if isinstance(place, tuple) else (self.epoch, place)
-        index, generator = self.index(i, epoch), _generator(self.seed, epoch, i, 0, device=self.device)
+        first, step = self.share
+        index, generator = self.order(epoch, i)[first::step], _generator(self.seed, epoch, i, 0, device=self.device)
         if self.pixels is None:
             return index, self.views.from_files(self.images.encoded(index), generator, self.share)
         return index, self.views(self.pixels[index.to(self.device)], generator, self.share)
 
-    @cached_property
-    def _decoded(self):
-        "Batches made by workers, which live as long as the loader; what they make is said to them batch by batch."
-        return DataLoader(copy(self), batch_size=None, sampler=_Places(self), num_workers=self.workers, persistent_workers=self.workers > 0,
-                          pin_memory=self.target.type == 'cuda', multiprocessing_context='spawn' if self.workers else None)
+    _decoded = cached_property(_decoding)
 
     def __iter__(self):
         if self.pixels is not None:
             return (self[i] for i in range(len(self)))
-        return ((index, self.views.normalise([view.to(self.target, non_blocking=True) for view in views])) for index, views in self._decoded)
+        return ((index, self.views.normalise([view.to(self.target, non_blocking=True) for view in views]))
+                for index, views in map(value_or_raise, self._decoded))
 
 # %% ../nbs/41_train.ipynb #013-d3ead8a6
 def fit(step, loader, optimizer, lr_at, epochs: int, on_epoch=lambda epoch, loss, lr: None, start: int = 0):
@@ -117,12 +137,13 @@ def fit(step, loader, optimizer, lr_at, epochs: int, on_epoch=lambda epoch, loss
 
     Parameters
     ----------
-    step : callable       batch -> scalar loss with gradient
-    loader : iterable     has `set_epoch(epoch)` and a length
+    step : callable       batch -> scalar loss with gradient, float32
+    loader : iterable     of batches; has `set_epoch(epoch)` and a length of at least 1
     optimizer : torch.optim.Optimizer
     lr_at : callable      epoch (float) -> learning rate
-    epochs : int          train epochs `start`..`epochs` - 1
+    epochs : int          length of the whole training
     on_epoch : callable   (epoch, mean loss of the epoch, last learning rate) -> None
+    start : int           first epoch, from 0: what `Checkpoint.resume` returns, when an interrupted training goes on
 
     Raises
     ------
@@ -149,21 +170,54 @@ def fit(step, loader, optimizer, lr_at, epochs: int, on_epoch=lambda epoch, loss
             on_epoch(epoch, mean, lr)
 
 # %% ../nbs/41_train.ipynb #018-08acdbbe
+def _restored(file, parts):
+    "Put back the parts from a file, if it is there: the epoch to go on with, and what was wrong or None."
+    if file is None or not file.exists():
+        return 0, None
+    try:
+        state = torch.load(file, weights_only=True, map_location='cpu')
+        for name, part in parts.items():
+            part.load_state_dict(state['parts'][name])
+        torch.set_rng_state(state['random'])
+        return state['epoch'] + 1, None
+    except Exception as error:                  # a damaged file makes torch raise anything
+        return 0, error
+
+
+def _agreed(epoch, fault, file):
+    "The epoch with which all processes go on; each takes part, whatever it found."
+    last, first, faults = max_over_ranks(torch.tensor([epoch, -epoch, int(fault is not None)])).tolist()
+    if fault is not None:
+        raise TrainingError(f'{file} cannot be resumed ({str(fault).splitlines()[0]}); delete it to start afresh') from fault
+    if faults:
+        raise TrainingError(f'another process cannot resume from its {file.name}; delete {file.parent} on every machine to start afresh')
+    if last != -first:
+        raise TrainingError(f'some processes would resume at epoch {last}, others at {-first}: {file.parent} should be in a folder that all machines share')
+    return epoch
+
+# %% ../nbs/41_train.ipynb #982afd4e
 class Checkpoint:
     """Everything a run needs to go on, in one file.
 
     Parameters
     ----------
-    folder : Path or None    None keeps nothing
+    folder : Path or None    None keeps nothing; with several processes one that all of them see
     every : int              epochs between two writes
-    **parts                  objects with `state_dict` and `load_state_dict`
+    **parts                  objects with `state_dict` and `load_state_dict`, equal in all processes
+
+    Whatever state lies in the folder is taken over by `resume`, also that of an earlier command: `checkpoint_folder` gives each run its own.
+
+    >>> checkpoint = Checkpoint(checkpoint_folder('train', 'mine-0', numbers), net=net, optimizer=optimizer)
+    >>> for epoch in range(checkpoint.resume(), 100):       # 0, or where the last command was stopped
+    ...     train_one(epoch); checkpoint.save(epoch)
+    >>> checkpoint.done()
     """
 
     def __init__(self, folder, every: int = 1, **parts):
         self.file, self.every, self.parts = folder and Path(folder)/'last.pt', every, parts
 
     def save(self, epoch: int):
-        "Write the state after `epoch`, if it is its turn."
+        "Write the state after `epoch`, if it is its turn; process 0 does."
         if self.file is None or (epoch + 1) % self.every or rank():
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +227,7 @@ class Checkpoint:
         part.replace(self.file)
 
     def resume(self) -> int:
-        """Load the last state.
+        """Load the last state into the parts and into torch's generator of random numbers.
 
         Returns
         -------
@@ -181,33 +235,21 @@ class Checkpoint:
 
         Raises
         ------
-        TrainingError   the file cannot be read or belongs to another set of parts
+        TrainingError   in all processes: a file cannot be read or belongs to other parts, or they found different epochs
         """
-        epoch, fault = 0, None
-        if self.file is not None and self.file.exists():
-            try:
-                state = torch.load(self.file, weights_only=True, map_location='cpu')
-                for name, part in self.parts.items():
-                    part.load_state_dict(state['parts'][name])
-                torch.set_rng_state(state['random'])
-                epoch = state['epoch'] + 1
-            except Exception as error:
-                fault = error
-        last, first = max_over_ranks(torch.tensor([epoch, -epoch])).tolist()           # every process takes part, whatever it found
-        if fault:
-            raise TrainingError(f'{self.file} cannot be resumed ({str(fault).splitlines()[0]}); delete it to start afresh') from fault
-        if last != -first:
-            raise TrainingError(f'some processes would resume at epoch {last}, others at {-first}: {self.file.parent} should be in a folder that all machines share')
-        return epoch
+        return _agreed(*_restored(self.file, self.parts), self.file)
 
     def done(self):
         "Delete the checkpoint of a finished run."
         if self.file is not None and not rank():
             shutil.rmtree(self.file.parent, ignore_errors=True)
 
-# %% ../nbs/41_train.ipynb #019-25c02e85
+# %% ../nbs/41_train.ipynb #1d2f19bc
 def checkpoint_folder(stage: str, key: str, *numbers) -> Path:
     """Where the checkpoints of a run live: another folder for other numbers and for other code.
+
+    A later command with equal numbers and unchanged code gets the same folder, and so adopts the checkpoint that an interrupted
+    one left; after an edit of either it starts afresh. The number of processes is not to be among the numbers.
 
     Parameters
     ----------
@@ -216,7 +258,7 @@ def checkpoint_folder(stage: str, key: str, *numbers) -> Path:
 
     Returns
     -------
-    Path                  .checkpoints/<stage>/<key>/<hash>; not made yet
+    Path                  .checkpoints/<stage>/<key>/<hash>, 16 hexadecimal digits of SHA-256; not made yet
     """
     digest = hashlib.sha256(json.dumps(numbers, sort_keys=True, default=str).encode())
     for file in sorted(Path(__file__).parent.glob('*.py')):
@@ -259,7 +301,7 @@ class Record:
     Attributes
     ----------
     rows : list of dict       epoch (from 1), lr, loss, loss_gap, usage_entropy, empty_classes
-    ids : dict                split -> list of uint16 arrays (H, N)
+    ids : dict                split -> list of uint16 arrays (H, N), one for each of the epochs in `epoch`
     """
 
     def __init__(self, net, watched: dict, plain, epochs: int, every: int = 1, prior=None, workers: int = 0):
@@ -298,21 +340,27 @@ class Record:
         self.ids = {k: [a.numpy().astype(np.uint16) for a in v] for k, v in state['ids'].items()}
 
 # %% ../nbs/41_train.ipynb #028-da6fbf38
+_LEAST_EPOCHS = 4            # to judge a run by: fewer are mostly warm-up
+
+
 def diagnosis(rows: list[dict], classes, collapse: float | None = None) -> str:
     """One sentence on the health of a run.
 
     Parameters
     ----------
-    rows : list of dict       of a `Record`
-    classes : sequence        class counts of the heads
+    rows : list of dict       of a `Record`, one for each epoch
+    classes : sequence        class counts of the heads, (H,)
     collapse : float          what a collapsed network costs, `Record.collapse`; default: the mean of log C
 
     Returns
     -------
-    str                       names a collapse, empty classes, or their absence
+    str                       names a collapse, a divergence, empty classes, or their absence; of less than four epochs that they are too few
     """
     last = next(row for row in reversed(rows) if row['usage_entropy'] != '')
     mean_log = collapse_loss(classes) if collapse is None else collapse
+    if len(rows) < _LEAST_EPOCHS:
+        return (f"Too short to judge: {len(rows)} epoch{'s' * (len(rows) > 1)}, loss {rows[-1]['loss']:.3f}, and all runs start near log C = {mean_log:.3f}; "
+                f'train for {_LEAST_EPOCHS} epochs or more.')
     if rows[-1]['loss_gap'] < .02 * mean_log:
         return (f"Collapsed: the loss {rows[-1]['loss']:.3f} sits at log C = {mean_log:.3f}, where every image gets the same output. "
                 'Lower the learning rate, weaken the views, enlarge the batch, or keep row_temp/col_temp between 2 and 3.5.')
@@ -333,7 +381,7 @@ class Run:
     net : ClusterNet         in evaluation mode
     record : Record
     loader : ViewLoader
-    head_loss : list         loss of each head on fresh views of training images
+    head_loss : list         loss of each head on fresh views of training images, floats (H,)
     speed : dict             images per second and the like; not part of the result
     checkpoint : Checkpoint  deleted once the run is saved
     """
@@ -346,7 +394,10 @@ class Run:
 
 # %% ../nbs/41_train.ipynb #034-bf064d3a
 def save_run(run: Run, folder, **facts) -> Path:
-    """Write a finished run: model.safetensors, config.json, log.csv, predictions.npz.
+    """Write a finished run, then delete its checkpoint.
+
+    model.safetensors and config.json as by `save_pretrained`; log.csv, a line for each epoch; predictions.npz: epoch int (E,), classes int (H,),
+    and of each split the cluster ids, uint16 (E, H, N). Equal runs are equal bytes.
 
     Parameters
     ----------
@@ -360,11 +411,10 @@ def save_run(run: Run, folder, **facts) -> Path:
     """
     folder, record = Path(folder), run.record
     save_pretrained(run.net, folder, head_loss=run.head_loss, **facts)
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(record.rows[0]), lineterminator='\n')
-    table.writeheader()
-    table.writerows(record.rows)
-    (folder/'log.csv').write_text(text.getvalue(), encoding='utf-8')
+    with (folder/'log.csv').open('w', encoding='utf-8', newline='') as file:
+        table = csv.DictWriter(file, fieldnames=list(record.rows[0]), lineterminator='\n')
+        table.writeheader()
+        table.writerows(record.rows)
     save_arrays(folder/'predictions.npz', epoch=record.epoch, classes=run.net.classes, **{name: np.stack(ids) for name, ids in record.ids.items()})
     run.checkpoint.done()
     return folder
@@ -376,8 +426,12 @@ def sample_views(loader: ViewLoader, path, n: int = 8) -> Path:
     Parameters
     ----------
     loader : ViewLoader
-    path : str or Path       an .npz: images (n, 3, H, W), view_0 …, stretched to 0..255
-    n : int                  how many images
+    path : str or Path       an .npz, all uint8: images (n, 3, h, h) of the side of the first view, and view_v (n, 3, h_v, w_v), stretched to 0..255
+    n : int                  how many images, at most a batch
+
+    Returns
+    -------
+    Path                     the file; its bytes do not depend on the number of processes
     """
     alone = copy(loader)
     alone.share = 0, 1                      # the same pictures, however many processes train
@@ -424,7 +478,7 @@ def train_and_save(images: ImageSet, held_out: ImageSet, folder, dataset: str, m
     dataset, method : str          names, for config.json
     seed : int
     pretrain, recipe : dict        sections `pretrain` and `methods.<method>`: arguments of the method's `fit_*`
-    checkpoints : Path             folder for resuming; None = no checkpoints
+    checkpoints : Path             folder for resuming (`checkpoint_folder`): a state found there is gone on from; None = no checkpoints
     facts : dict                   more for config.json: hashes of the data, …
 
     Returns
