@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -43,13 +43,17 @@ def save_pretrained(net: ClusterNet, folder: str | Path, /, **facts) -> Path:
 
     Returns
     -------
-    Path                   the folder
+    Path                   the folder; its files may be read by whomever the umask allows
+
+    Raises
+    ------
+    ValueError             a fact is NaN or infinite; config.json is then not written
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder/'model.safetensors.part'
     tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    save_file(tensors, part, metadata={'net': json.dumps(net.config, sort_keys=True)})
+    part.write_bytes(save(tensors, metadata={'net': json.dumps(net.config, sort_keys=True)}))
     part.replace(folder/'model.safetensors')
     save_json(_sorted({**facts, 'selfclass': __version__, 'net': net.config}), folder/'config.json')
     return folder

@@ -33,11 +33,15 @@ class NeighbourQueue(nn.Module):
     length : int    Q, number of embeddings kept
     dim : int       D
 
+    Attributes
+    ----------
+    z : float32 (Q, D)    unit rows;  index : int64 (Q,)    their positions in the data set, -1 = not filled yet
+
     Raises
     ------
     ParamsError     fewer than two places
 
-    Source: Self-Classifier, section 5.2. All state is in persistent buffers, so a checkpoint holds it.
+    Source: Self-Classifier, section 5.2. All state is in its state dict, so a checkpoint holds it.
     """
 
     def __init__(self, length: int, dim: int):
@@ -90,7 +94,7 @@ class Trainee(nn.Module):
     net : ClusterNet
     queue : NeighbourQueue, optional
 
-    Called with the data-set index (B,) and V views (B, 3, h, w) of a batch it returns `heads[h][v]`, logits (B, C_h).
+    Called with the data-set index, int64 (B,), and V views, float (B, 3, h, w), of a batch it returns `heads[h][v]`, logits (B, C_h).
 
     Source: Self-Classifier, Algorithm 1 and section 5.2.
     """
@@ -119,7 +123,9 @@ def make_step(net: ClusterNet, queue: NeighbourQueue | None = None, **loss):
 
     Returns
     -------
-    callable                   (index, views) -> scalar loss of the batch of all processes
+    callable                   (index int64 (B,), V views float (B, 3, h, w)) -> float32 scalar, the loss of the batch of all processes
+
+    Source: Self-Classifier, Algorithm 1 with several heads and multi-crop, section 5.
     """
     device, classified = next(net.parameters()).device, data_parallel(Trainee(net, queue))
 
@@ -150,7 +156,7 @@ def head_losses(net: ClusterNet, loader: ViewLoader, repeats: int = 4, prior=Non
 
     Returns
     -------
-    list of float (H,)       rounded to 6 decimals
+    list of float (H,)       rounded to 6 decimals, equal in all processes; the network is in the mode it was in
     """
     training, device, losses = net.training, next(net.parameters()).device, []
     net.eval()
@@ -175,6 +181,13 @@ def _build(images, seed, model, views, optimizer, queue, batch_size, device, wor
     return net, loader, build_optimizer([p for p in net.parameters() if p.requires_grad], **optimizer), buffer
 
 
+def _rules(loss, schedule, epochs, lr, n_global):
+    "Arguments of the loss, and the learning rate as a function of the epoch; both sections checked."
+    loss = check_arguments(multi_head_loss, loss, 'loss', supplied=('heads', 'n_global', 'group'))
+    schedule = check_arguments(warmup_cosine, schedule, 'schedule', supplied=('epoch', 'epochs', 'lr'))
+    return loss | {'n_global': n_global}, partial(warmup_cosine, epochs=epochs, lr=lr, **schedule)
+
+
 def _speed(loader, epochs, seconds):
     "Throughput of a run, for out/log."
     images = epochs * len(loader) * loader.batch_size
@@ -191,8 +204,7 @@ def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer:
     Parameters
     ----------
     images : ImageSet        training images; labels are never read
-    model : dict             arguments of `ClusterNet`
-    views : dict             arguments of `MultiCrop`
+    model, views : dict      arguments of `ClusterNet` and of `MultiCrop`
     optimizer : dict         arguments of `build_optimizer`: name, lr, weight_decay, …
     schedule : dict          warmup_epochs, start_lr, final_lr of `warmup_cosine`
     epochs : int             passes over the images
@@ -202,25 +214,30 @@ def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer:
     seed : int               of weights, order and views
     device : str             'auto', 'cpu', 'cuda', …
     workers : int            decoding processes, for sets that do not fit in memory
-    predict_every : int      epochs between two records of all cluster ids
-    checkpoint_every : int   epochs between two checkpoints
-    batch_norm_processes : int or None
-                             neighbouring processes that share the statistics of batch norm; None = all, 1 = each has its own
+    predict_every, checkpoint_every : int    epochs between two records of all cluster ids, and between two checkpoints
+    batch_norm_processes : int or None       neighbouring processes that share the statistics of batch norm; None = all, 1 = each its own
     held_out : ImageSet      images that are predicted after each epoch, never trained on
-    checkpoints : Path       folder for resuming; None = no checkpoints
+    checkpoints : Path       folder for resuming; None = none. A state found there, of this command or of an earlier one, is gone on from:
+                             give each set of numbers a folder of its own, as `checkpoint_folder` does
 
     Returns
     -------
-    Run
+    Run                      network, record, loss of each head, speed; the same in all processes
 
     Raises
     ------
-    ParamsError, DataError, TrainingError
+    ParamsError              a key or a number of a section cannot be used
+    DataError                fewer images than a batch, or a picture that cannot be decoded
+    TrainingError            the loss is no number, or the checkpoint cannot be resumed
+
+    >>> run = fit_selfclassifier(load_images('photos/'), model={'backbone': 'resnet18', 'classes': [20]}, views={}, batch_size=256,
+    ...                          optimizer={'name': 'lars', 'lr': .3}, schedule={'warmup_epochs': 10.})
+    >>> save_run(run, 'runs/photos')
+
+    Source: Amrani et al. (2022), Algorithm 1 and section 5.
     """
     net, loader, opt, buffer = _build(images, seed, model, views, optimizer, queue, batch_size, device, workers, batch_norm_processes)
-    loss = check_arguments(multi_head_loss, loss, 'loss', supplied=('heads', 'n_global', 'group')) | {'n_global': loader.views.n_global}
-    lr_at = partial(warmup_cosine, epochs=epochs, lr=optimizer['lr'],
-                    **check_arguments(warmup_cosine, schedule, 'schedule', supplied=('epoch', 'epochs', 'lr')))
+    loss, lr_at = _rules(loss, schedule, epochs, optimizer['lr'], loader.views.n_global)
     record = Record(net, {'train': images} | ({'test': held_out} if held_out else {}), loader.views.plain, epochs, predict_every, loss.get('prior'), workers)
     checkpoint = Checkpoint(checkpoints, checkpoint_every, net=net, optimizer=opt, record=record, **({'queue': buffer} if buffer else {}))
 
@@ -229,8 +246,6 @@ def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer:
         checkpoint.save(epoch)
 
     start, began = checkpoint.resume(), time.perf_counter()
-    net.train()
-    fit(make_step(net, buffer, **loss), loader, opt, lr_at, epochs, on_epoch, start)
+    fit(make_step(net.train(), buffer, **loss), loader, opt, lr_at, epochs, on_epoch, start)
     seconds = time.perf_counter() - began
-    run = Run(net.eval(), record, loader, head_losses(net, loader, **loss), _speed(loader, epochs - start, seconds), checkpoint)
-    return run
+    return Run(net.eval(), record, loader, head_losses(net, loader, **loss), _speed(loader, epochs - start, seconds), checkpoint)
