@@ -61,9 +61,12 @@ def value_or_raise(item):
     ------
     SelfclassError   the item is one: with its own type and message
     """
-    if isinstance(item, SelfclassError):
+    if not isinstance(item, SelfclassError):
+        return item
+    try:
         raise item
-    return item
+    finally:
+        del item                # an error that holds the frame which holds it keeps the loader, and its workers, alive
 
 # %% ../nbs/22_embed.ipynb #f05e6a32
 def _uint8_batches(images, batch_size, workers) -> Iterator[Tensor | list[Tensor]]:
