@@ -29,11 +29,14 @@ def adapted_gradient(param: Tensor, grad: Tensor, weight_decay: float = 0.0, tru
 
     Returns
     -------
-    Tensor                      `grad` itself (as a copy) where `param` is all zeros; zeros where `grad` is
+    Tensor                      of that shape; `grad` itself (as a copy) where `param` is all zeros; zeros where `grad` is
 
     Source: You et al. (2017), Algorithm 1; details as in apex LARC without clipping.
     """
     length, slope = torch.linalg.vector_norm(param), torch.linalg.vector_norm(grad)
+    if math.isinf(slope) and length > 0:        # its square is beyond the format: the same rule in units of the largest value
+        largest = grad.abs().max().item()
+        return adapted_gradient(param, grad / largest, weight_decay / largest, trust_coefficient, eps / largest)
     rate = trust_coefficient * length / (slope + weight_decay * length + eps)
     return grad.add(param, alpha=weight_decay) * torch.where(slope == 0, 0., torch.where(length > 0, rate, 1.))
 
@@ -77,12 +80,12 @@ def _length(x):
 
 
 def _local_rate(param, group):
-    "Factor of the decayed gradient of one CPU parameter, as a number."
+    "Factor of the decayed gradient of one CPU parameter, as a number; nan where the gradient's square is beyond the format."
     trust = group['trust_coefficient']
     length, slope = (1., 1.) if trust is None else (_length(param), _length(param.grad))
     if slope == 0 or length == 0 or trust is None:
         return 0. if slope == 0 else 1.
-    return trust * length / (slope + group['weight_decay'] * length + group['eps'])
+    return math.nan if math.isinf(slope) else trust * length / (slope + group['weight_decay'] * length + group['eps'])
 
 # %% ../nbs/40_lars.ipynb #018-d8d30bd0
 def _move_plainly(param, state, group):
@@ -115,11 +118,11 @@ def _move(param, state, group):
 
 # %% ../nbs/40_lars.ipynb #023-561623e4
 def _rates(params, grads, group):
-    "Local rates of parameters of one device and dtype: a vector there."
+    "Local rates of parameters of one device and dtype: a vector there; nan where the square of a gradient is beyond the format."
     kind = torch.promote_types(params[0].dtype, torch.float32)
     lengths, slopes = (torch.stack(torch._foreach_norm(tensors, 2, kind)) for tensors in (params, grads))
     rates = group['trust_coefficient'] * lengths / (slopes + group['weight_decay'] * lengths + group['eps'])
-    return torch.where(slopes == 0, 0., torch.where(lengths > 0, rates, 1.))
+    return torch.where(slopes == 0, 0., torch.where(lengths > 0, rates.where(slopes.isfinite(), math.nan), 1.))
 
 
 def _move_together(params, states, group):
@@ -153,6 +156,12 @@ class LARS(torch.optim.Optimizer):
     ParamsError                                a number is out of range
     TrainingError                              a gradient is sparse (in `step`)
 
+    Any floating dtype; the momentum has the dtype of its parameter. A gradient whose length is beyond float32 is no silence:
+    on the CPU the step is that of the rule, elsewhere the parameter becomes nan.
+
+    >>> optimizer = LARS(net.parameters(), lr=4.8, weight_decay=1e-6)
+    >>> loss.backward(); optimizer.step()
+
     Source: You et al. (2017); as in apex LARC without clipping (Amrani et al. 2022, section 5.3, and their code).
     """
 
@@ -167,7 +176,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        "Move each parameter that has a gradient; the value of `closure`, if there is one."
+        "Move each parameter that has a gradient, in place; the value of `closure`, if there is one."
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -200,7 +209,7 @@ def warmup_cosine(epoch: float, epochs: int, lr: float, warmup_epochs: float = 0
 
     Returns
     -------
-    float
+    float                   from `start_lr` over `lr` to `final_lr`, continuous
 
     Raises
     ------
