@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import report
-from benchmarks.harness import RATES, ROOT, hardware, load_rows, rates, versions
+from benchmarks.harness import RATES, ROOT, check_floor, hardware, load_rows, rates, versions
 
 SECONDS = 1800                                  # a process of a row that takes longer has failed
 SMALL = 4 * 2**20                               # peaks below this are noise: no ratio
@@ -62,7 +62,12 @@ def measure_row(module, row) -> dict:
         return {'status': 'measured', 'note': ''} | parts['own']
     peak = {side: parts[side]['bytes'] for side in ('ours', 'theirs')}
     ratio = peak['ours'] / peak['theirs'] if peak['theirs'] >= SMALL else None
-    return parts['time'] | {'status': 'measured', 'note': '', 'bytes': peak, 'memory_ratio': ratio}
+    found = parts['time'] | {'status': 'measured', 'note': '', 'bytes': peak, 'memory_ratio': ratio}
+    try:
+        check_floor({'row': row.row, 'floor': None} | found)
+    except ValueError as error:                 # the other rows of the run are not to be lost
+        return {'status': 'failed', 'note': str(error), 'log': ''}
+    return found
 
 
 def read(file) -> list[dict]:
@@ -87,7 +92,9 @@ def rounded(value):
 
 
 def write(entries, file):
-    "Readable JSON in one stroke: a run that is stopped leaves a whole file."
+    "Readable JSON in one stroke: a run that is stopped leaves a whole file. ValueError, and nothing written, where a floor is above the measured time."
+    for entry in entries:
+        check_floor(entry)
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix('.part')

@@ -70,6 +70,23 @@ class Row:
             raise TypeError(f"row '{self.row}': device is cpu or cuda, pairs and threads are 1 or more")
 
 
+def check_floor(entry: dict):
+    """Refuse a measured row that is faster than its floor: then one of the two is wrong, and most likely the reckoning of the floor.
+
+    Parameters
+    ----------
+    entry : dict     of a results file; rows without a floor or without a time of ours pass
+
+    Raises
+    ------
+    ValueError       the floor is above the measured time
+    """
+    floor, ours = (entry['floor'] or {}).get('seconds'), (entry['seconds'] or {}).get('ours')
+    if floor is not None and ours is not None and floor > ours:
+        raise ValueError(f"row '{entry['row']}': its floor of {floor:.4g} s is above the measured {ours:.4g} s, so no floor; "
+                         f"mend the row's floor ({entry['floor']['says']}) and measure it again")
+
+
 def load_rows(modules=tuple(f'benchmarks.{subject}' for subject in SUBJECTS)) -> list[tuple[str, Row]]:
     "(module, row) of every row in the order of the table; two rows of one module must not have the same name."
     rows = [(module, row) for module in modules for row in importlib.import_module(module).ROWS]

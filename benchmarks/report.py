@@ -4,11 +4,12 @@ from pathlib import Path
 
 BLUE, ORANGE, GREY = '#0072b2', '#d55e00', '#666666'
 TITLES = {'cpu': 'CPU', 'cuda': 'GPU'}
-INTRO = """# Benchmarks
+HEADING = """# Benchmarks
 
 <!-- written by `python -m benchmarks` from benchmarks/results/*.json; do not edit -->
 
-Each row measures selfclass and a peer in turn, in one process, on the same data, after a warm-up and after checking that their
+"""
+INTRO = """Each row measures selfclass and a peer in turn, in one process, on the same data, after a warm-up and after checking that their
 results agree. *Time* is the median of the pairs' ratios ours / theirs, quartiles in brackets; *memory* is the ratio of the peaks,
 each side in a process of its own, above what the inputs take. **Smaller is better**: below 1 selfclass is ahead. *Floor* is the
 least time the work can take on the machine named, and *gap* is our time over it.
@@ -55,6 +56,37 @@ def verdict(value, goal) -> str:
     return text if value is None else f"{text}: {'met' if is_met(value, goal) else '**missed**'}"
 
 
+def goals(entry) -> list[tuple]:
+    "(what, value or None, goal) of each goal of a row: time, memory, and what else it measures."
+    held = [('time', entry['time_ratio'], entry['goal_time']), ('memory', entry['memory_ratio'], entry['goal_memory'])]
+    held += [(name, item['value'], item.get('goal')) for name, item in (entry['more'] or {}).items()]
+    return [goal for goal in held if goal[-1] is not None]
+
+
+def missed(entry) -> list[str]:
+    "What of a row misses its goal."
+    return [what for what, value, goal in goals(entry) if value is not None and not is_met(value, goal)]
+
+
+def _anchor(entry):
+    "A name for a row that a link can point at."
+    return re.sub(r'[^a-z0-9]+', '-', f"{entry['subject']} {entry['row']}".lower()).strip('-')
+
+
+def summary(entries) -> str:
+    "One line: how many goals are met, missed and not measured; what is missed, with links to its rows in the table."
+    held = [(value, goal) for entry in entries for _, value, goal in goals(entry)]
+    met = sum(value is not None and is_met(value, goal) for value, goal in held)
+    unknown = sum(value is None for value, _ in held)
+    links = [f'<a href="#{_anchor(entry)}">{entry["row"]}</a> ({", ".join(missed(entry))})' for entry in entries if missed(entry)]
+    return f"**{met} goals met, {len(held) - met - unknown} missed, {unknown} not measured.**{' Missed: ' + '; '.join(links) + '.' if links else ''}\n"
+
+
+def _named(entry):
+    "The row's name, with a place for the links of the summary to go to."
+    return f'<a id="{_anchor(entry)}"></a>{entry["row"]}' if missed(entry) else entry['row']
+
+
 def _time(entry):
     text = number(entry['time_ratio'])
     return f"{text} ({number(entry['spread'][0])}–{number(entry['spread'][1])})" if entry['spread'] else text
@@ -76,6 +108,11 @@ def _table(head, lines):
     return '\n'.join(f"| {' | '.join(line)} |" for line in (head, ['---'] * len(head), *cells)) + '\n'
 
 
+def _paired(entry):
+    "Whether a row belongs into the table of ratios, where its link then goes."
+    return not entry['more'] or entry['time_ratio'] is not None
+
+
 def _state(entry):
     return entry['status'] if entry['status'] != 'measured' else _time(entry)
 
@@ -84,14 +121,14 @@ def ratio_table(entries) -> str:
     "Rows that compare two sides, measured or not."
     head = ['row', 'work', 'peer', 'time', 'goal', 'memory', 'goal', 'floor', 'gap']
     return _table(head, [[
-        entry['row'], entry['work'], entry['peer'], _state(entry), verdict(entry['time_ratio'], entry['goal_time']),
+        _named(entry), entry['work'], entry['peer'], _state(entry), verdict(entry['time_ratio'], entry['goal_time']),
         number(entry['memory_ratio']), verdict(entry['memory_ratio'], entry['goal_memory']),
         duration((entry['floor'] or {}).get('seconds')), number(entry['gap'])] for entry in entries])
 
 
 def more_table(entries) -> str:
     "What rows measure beside the two ratios."
-    lines = [[entry['row'], entry['work'], name, number(item['value']), verdict(item['value'], item.get('goal'))]
+    lines = [[entry['row'] if _paired(entry) else _named(entry), entry['work'], name, number(item['value']), verdict(item['value'], item.get('goal'))]
              for entry in entries for name, item in (entry['more'] or {}).items()]
     return _table(['row', 'work', 'measure', 'value', 'goal'], lines) if lines else ''
 
@@ -126,11 +163,11 @@ def machine(entries) -> str:
 
 def page(both, pictures) -> str:
     "The whole page of both result lists; `pictures` names the plots that exist."
-    text = INTRO
+    text = f'{HEADING}{summary(sum(both.values(), []))}\n{INTRO}'
     for device, entries in both.items():
         measured = any(entry['status'] == 'measured' for entry in entries)
         text += f'\n## {TITLES[device]}\n\n' + ('' if measured else 'Not measured: no accelerator was at hand.\n\n' if device == 'cuda' else '')
-        pairs = [entry for entry in entries if not entry['more'] or entry['time_ratio'] is not None]
+        pairs = [entry for entry in entries if _paired(entry)]
         parts = [f'![ratios of time and memory](images/{NAMES[device]})\n' if NAMES[device] in pictures else '',
                  ratio_table(pairs) if pairs else '', more_table(entries),
                  '![cost against size](images/growth.png)\n' if device == 'cpu' and 'growth.png' in pictures else '',

@@ -15,7 +15,7 @@ from benchmarks import harness, measure, report
 import toy_rows
 
 TOYS = [('toy_rows', row) for row in toy_rows.ROWS]
-FAKE_RATES = {'threads': 2, 'bandwidth cpu': 1e10, 'gemm float32 cpu': 1e11, 'gemm bfloat16 cpu': 2e11, 'exp cpu': 1e9}
+FAKE_RATES = {'threads': 2, 'bandwidth cpu': 1e13, 'gemm float32 cpu': 1e11, 'gemm bfloat16 cpu': 2e11, 'exp cpu': 1e9}
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +35,7 @@ def test_ratios_are_sane(toys):
     assert entry['status'] == 'measured' and entry['n'] == 5
     assert 0 < entry['spread'][0] <= entry['time_ratio'] <= entry['spread'][1]
     assert 0 < entry['seconds']['ours'] and 0 < entry['seconds']['theirs']
-    assert entry['floor']['seconds'] == pytest.approx(2 * 4 * toy_rows.SIZE / 1e10, rel=1e-3)     # the run's rates are used
+    assert entry['floor']['seconds'] == pytest.approx(2 * 4 * toy_rows.SIZE / FAKE_RATES['bandwidth cpu'], rel=1e-3)     # the run's rates are used
     assert entry['gap'] == pytest.approx(entry['seconds']['ours'] / entry['floor']['seconds'], rel=1e-2)
     one = 4 * toy_rows.SIZE                                             # ours: one tensor; theirs: six and a sum or two
     assert one * .9 < entry['bytes']['ours'] < one * 2 and one * 5 < entry['bytes']['theirs'] < one * 10
@@ -57,6 +57,40 @@ def test_rows_that_were_not_measured_say_why(toys):
     assert entries['large']['note'] == 'large: under --full only'
     assert {entries[name]['status'] for name in ('no such package', 'large')} == {'not measured'}
     assert 'on the accelerator' not in entries
+
+
+def test_a_row_below_its_floor_is_rejected(toys, tmp_path):
+    "The run goes on with the other rows; a results file with such a row is never written."
+    entry = toys[1]['below its floor']
+    assert entry['status'] == 'failed' and 'its floor of 1e+06 s is above the measured' in entry['note'] and entry['time_ratio'] is None
+    good = toys[1]['twice']
+    bad = good | {'floor': good['floor'] | {'seconds': 1.01 * good['seconds']['ours']}}
+    with pytest.raises(ValueError, match="row 'twice': its floor of .* is above the measured .*, so no floor; mend the row's floor"):
+        cli.write([good, bad], tmp_path/'cpu.json')
+    assert not list(tmp_path.iterdir())
+    cli.write([good | {'floor': good['floor'] | {'seconds': good['seconds']['ours']}}], tmp_path/'cpu.json')       # reached, not passed
+
+
+def test_stored_rows_are_above_their_floors():
+    for file in cli.NAME.values():
+        for entry in cli.read(ROOT/'benchmarks'/'results'/file):
+            harness.check_floor(entry)
+
+
+def test_summary_counts_goals_and_links_to_what_is_missed(toys):
+    blank = dict.fromkeys(cli.FIELDS) | {'subject': 'loss', 'status': 'measured', 'work': 'w', 'peer': 'p', 'note': ''}
+    rows = [blank | {'row': 'both, met', 'time_ratio': .2, 'goal_time': .3, 'memory_ratio': .1, 'goal_memory': .1},
+            blank | {'row': 'late (and large)', 'time_ratio': .4, 'goal_time': .3, 'memory_ratio': .2, 'goal_memory': .1},
+            blank | {'row': 'growth', 'more': {'exponent': {'value': 1.5, 'goal': [.85, 1.15]}, 'free': {'value': 1., 'goal': None}}},
+            blank | {'row': 'unknown', 'status': 'not measured', 'goal_time': 1.}, blank | {'row': 'no goal', 'time_ratio': 3.}]
+    said = report.summary(rows)
+    assert said.startswith('**2 goals met, 3 missed, 1 not measured.** Missed: <a href="#loss-late-and-large">late (and large)</a> (time, memory); ')
+    page = report.page({'cpu': rows, 'cuda': []}, [])
+    first = next(line for line in page.splitlines()[1:] if line and not line.startswith('<!--'))
+    assert first + '\n' == said
+    for link in ('loss-late-and-large', 'loss-growth'):
+        assert page.count(f'href="#{link}"') == page.count(f'id="{link}"') == 1
+    assert page.count('<a id=') == 2 and report.summary(rows[:1]) == '**2 goals met, 0 missed, 0 not measured.**\n'
 
 
 def test_threads_of_a_row(toys):

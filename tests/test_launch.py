@@ -15,6 +15,7 @@ from conftest import ROOT, python
 from PIL import Image
 from safetensors.torch import load_file
 
+from selfclass.core import load_arrays
 from selfclass.dist import launch
 from selfclass.errors import DataError, TrainingError
 
@@ -58,8 +59,12 @@ def assert_same_run(one, other):
     a, b = (load_file(run/'model.safetensors') for run in (one, other))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=2e-3, atol=2e-4, msg=lambda text: f'{name}: {text}')
-    ids = [np.load(run/'predictions.npz')['train'] for run in (one, other)]
+    ids = [load_arrays(run/'predictions.npz')['train'] for run in (one, other)]
     assert ids[0].shape == ids[1].shape and (ids[0] == ids[1]).mean() > .98
+    shown, again = (load_arrays(run/'views.npz') for run in (one, other))          # made of images and numbers alone: no rounding of a network
+    assert shown.keys() == again.keys() and shown.keys() >= {'images', 'view_0', 'view_1'}
+    for name in shown:
+        np.testing.assert_array_equal(shown[name], again[name], err_msg=name)
 
 
 def test_training_does_not_depend_on_the_number_of_processes(params, tmp_path):
@@ -84,6 +89,29 @@ def test_pictures_decoded_by_workers_too(params, tmp_path):
                                                   'pretrain': {'batch_size': 16, 'device': 'cpu', 'workers': workers}}))
         train(params, tmp_path/f'{n}', '--processes', str(n))
     assert_same_run(tmp_path/'1', tmp_path/'2')
+
+
+def test_a_broken_picture_keeps_its_name_from_worker_to_command(params, tmp_path):
+    "Met by a decoding worker of the loader, by one that predicts, and by one of two processes: one line, the file, nothing of torch's."
+    from selfclass.augment import MultiCrop
+    from selfclass.data import load_images
+    from selfclass.embed import assign_images
+    from selfclass.model import ClusterNet
+    from selfclass.train import ViewLoader
+    draw = np.random.default_rng(0)
+    (tmp_path/'pictures').mkdir()
+    for i in range(12):
+        Image.fromarray(draw.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path/'pictures'/f'{i:02}.jpg')
+    broken = tmp_path/'pictures'/'07.jpg'
+    broken.write_bytes(broken.read_bytes()[:700])
+    images = load_images(tmp_path/'pictures')
+    if images.pixels is not None:
+        pytest.fail('a folder of pictures should be decoded on demand')
+    crop, net = MultiCrop('natural', n_local=0, global_size=16), ClusterNet('convnet', width=4, hidden=None, dim=16, classes=(3,))
+    for meet in (lambda: list(ViewLoader(images, crop, 4, workers=2)), lambda: assign_images(net, images, crop.plain, 4, 'cpu', workers=2)):
+        with pytest.raises(DataError, match='07.jpg cannot be decoded') as met:
+            meet()
+        assert '\n' not in str(met.value) and 'Traceback' not in str(met.value) and str(tmp_path) in str(met.value)
 
 
 def test_torchrun_starts_the_same_module(params, tmp_path):
@@ -115,11 +143,17 @@ def test_two_machines_meet_at_a_rendezvous(params, tmp_path):
     assert all('with 2 process(es)' in out for out, _ in said)
 
 
-def test_results_prints_and_threads(capfd):
+def test_results_prints_and_threads(capfd, monkeypatch):
     pids = launch(workers.say, 'this is', processes=2)
     assert len(set(pids)) == 2 and os.getpid() not in pids
     assert [line for line in capfd.readouterr().out.splitlines() if 'this is' in line] == ['process 0: this is 0']
-    assert [(r, n) for r, n, _ in launch(workers.rank_and_threads, processes=3)] == [(0, 3), (1, 3), (2, 3)]
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)             # of whoever runs the tests: it is respected as it is
+    seen = launch(workers.rank_and_threads, processes=3)
+    assert [(r, n) for r, n, _ in seen] == [(0, 3), (1, 3), (2, 3)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    assert all(1 <= threads <= max(1, cores // 3) for *_, threads in seen), 'together they ask for no more than there is'
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    assert [threads for *_, threads in launch(workers.rank_and_threads, processes=2)] == [2, 2]
 
 
 def test_alone_nothing_is_started():

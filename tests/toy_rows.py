@@ -36,6 +36,10 @@ def _floor(state):
     return 2 * state.nbytes / bandwidth(), 'one reading and one writing'
 
 
+def _impossible(state):
+    return 1e6, 'a million seconds, which nobody waits for'
+
+
 def _own():
     return {'more': {'exponent': {'value': 1.01, 'goal': [.85, 1.15]}}, 'n': 3}
 
@@ -47,6 +51,7 @@ def _inside():
 PAIR = dict(work='2 million numbers', peer='six times the work', prepare=_prepare, ours=_twice, theirs=_six_times, agree=_same)
 ROWS = [
     Row('twice', **PAIR, floor=_floor, goal_time=1., goal_memory=.1, pairs=5),
+    Row('below its floor', **PAIR, floor=_impossible, pairs=1),
     Row('disagrees', **PAIR | dict(agree=_never)),
     Row('crashes', **PAIR | dict(ours=_crash, agree=_same)),
     Row('of its own kind', work='none', peer='nobody', measure=_own),

@@ -2,11 +2,22 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from selfclass import selfclassifier
+from selfclass.data import ImageSet
 from selfclass.dist import all_gather_batch, rank, share_batch_norm, sum_over_ranks, whole_group, world_size
+from selfclass.errors import SelfclassError
+from selfclass.train import Checkpoint, train_and_save
+
+EPOCHS, DIES_AFTER = 12, 6
+# without an MLP: the gradient of a bias before batch norm is rounding alone, and AdamW would make steps of it
+RECIPE = dict(model=dict(backbone='convnet', width=8, hidden=None, dim=32, classes=(5, 10)), schedule=dict(warmup_epochs=2.), epochs=EPOCHS, queue=40,
+              views=dict(preset='glyphs', n_local=1, global_size=8, local_size=8))
+PRETRAIN = dict(batch_size=32, device='cpu', predict_every=5, checkpoint_every=2)
 
 
 def say(text):
@@ -23,6 +34,36 @@ def fail_on_last(text):
         from selfclass.errors import DataError
         raise DataError(text)
     time.sleep(60)
+
+
+class Mortal(Checkpoint):
+    "A checkpoint at whose writing in the middle of the run the power of one process fails."
+    how = None
+
+    def save(self, epoch):
+        super().save(epoch)
+        if epoch == DIES_AFTER and rank() == world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL) if self.how == 'signal' else os._exit(9)
+
+
+def train_noise(out, state, dies=None):
+    "A small training with queue, batch norm and two heads; `dies`: by 'signal' or by 'exit', after its third checkpoint."
+    torch.set_num_threads(1)
+    Mortal.how, selfclassifier.Checkpoint = dies, Mortal if dies else Checkpoint
+    noise = torch.randint(0, 256, (256, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images, recipe = ImageSet('noise', noise), RECIPE | {'optimizer': dict(name='adamw', lr=.01)}
+    return train_and_save(images, images.subset(range(50)), Path(out), 'noise', 'selfclassifier', 3, PRETRAIN, recipe, state and Path(state))['speed']
+
+
+def train_apart(out, states):
+    "The same, once for each of `states`, where each process has a folder of its own; what each of them said."
+    said = []
+    for state in states:
+        try:
+            said.append(train_noise(out, f'{state}-{rank()}'))
+        except SelfclassError as error:
+            said.append((type(error).__name__, str(error)))
+    return said
 
 
 def kill_first():
