@@ -128,8 +128,8 @@ def ratio_table(entries) -> str:
 
 def more_table(entries) -> str:
     "What rows measure beside the two ratios."
-    lines = [[entry['row'] if _paired(entry) else _named(entry), entry['work'], name, number(item['value']), verdict(item['value'], item.get('goal'))]
-             for entry in entries for name, item in (entry['more'] or {}).items()]
+    lines = [[entry['row'] if place or _paired(entry) else _named(entry), entry['work'], name, number(item['value']), verdict(item['value'], item.get('goal'))]
+             for entry in entries for place, (name, item) in enumerate((entry['more'] or {}).items())]
     return _table(['row', 'work', 'measure', 'value', 'goal'], lines) if lines else ''
 
 

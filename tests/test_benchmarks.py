@@ -77,7 +77,7 @@ def test_stored_rows_are_above_their_floors():
             harness.check_floor(entry)
 
 
-def test_summary_counts_goals_and_links_to_what_is_missed(toys):
+def test_summary_counts_goals_and_links_to_what_is_missed():
     blank = dict.fromkeys(cli.FIELDS) | {'subject': 'loss', 'status': 'measured', 'work': 'w', 'peer': 'p', 'note': ''}
     rows = [blank | {'row': 'both, met', 'time_ratio': .2, 'goal_time': .3, 'memory_ratio': .1, 'goal_memory': .1},
             blank | {'row': 'late (and large)', 'time_ratio': .4, 'goal_time': .3, 'memory_ratio': .2, 'goal_memory': .1},
