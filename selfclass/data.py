@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['decode', 'fit_square', 'Encoded', 'PackedBytes', 'ParquetRows', 'ImageSet', 'from_arrays', 'write_digits',
-           'data_root', 'load_images', 'to_pixels', 'load_splits', 'readable', 'data_hash', 'show_grid']
+           'data_root', 'voc_targets', 'load_images', 'to_pixels', 'load_splits', 'from_workers', 'readable',
+           'data_hash', 'show_grid']
 
 # %% ../nbs/10_data.ipynb #002-2eaede08
-import hashlib, io, json, math, operator, os, re, time
+import csv, hashlib, io, json, math, operator, os, re, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -118,6 +120,8 @@ class Encoded:
     source : path or bytes     the file, or its content
     name : str, optional       what to call it in an error, when it is not a file
     resize : int, optional     side to which its central square is fitted when it is decoded
+    box : (top, left, bottom, right), optional
+        the part of it that counts, in pixels, as in a slice: negative numbers are counted from the end
 
     Raises
     ------
@@ -126,22 +130,47 @@ class Encoded:
     source: str | Path | bytes
     name: str | None = None
     resize: int | None = None
+    box: tuple[int, int, int, int] | None = None
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        "Height and width of the upright picture, from its header."
+        "Height and width of the upright picture, or of its box, from its header."
         if self.resize:
             return self.resize, self.resize
+        (top, left, bottom, right), _ = self._extent
+        return bottom - top, right - left
+
+    @cached_property
+    def _extent(self):
+        "The box in pixels from the corner of the upright picture, and the (H, W) of that picture, from its header."
         with _opened(self.source, self.name) as picture:
             orientation = 1 if picture.format == 'TIFF' else picture.getexif().get(274, 1)     # Pillow turns TIFF itself
-            turned = orientation in (5, 6, 7, 8)
-            return picture.size if turned else picture.size[::-1]
+            whole = picture.size if orientation in (5, 6, 7, 8) else picture.size[::-1]
+            return _corner_box(self.box, whole), whole
 
     def pixels(self, least: float = 1.) -> torch.Tensor:
         "uint8 (3, H, W); a JPEG is decoded at the coarsest scale that keeps `least` of its sides (see `decode`)."
-        if self.resize:
-            return fit_square(decode(self.source, self.name)[None], self.resize)[0]
-        return decode(self.source, self.name, least)
+        pixels = decode(self.source, self.name, 1. if self.resize else least)
+        pixels = pixels if self.box is None else _cut(pixels, *self._extent)
+        return fit_square(pixels[None], self.resize)[0] if self.resize else pixels
+
+# %% ../nbs/10_data.ipynb #25922ea6
+def _corner_box(box, whole):
+    "A box (top, left, bottom, right) of a picture (H, W), written as in slices, in pixels from the corner."
+    if box is None:
+        return 0, 0, *whole
+    (top, bottom), (left, right) = (slice(*ends).indices(side)[:2] for ends, side in zip((box[::2], box[1::2]), whole))
+    if top >= bottom or left >= right:
+        raise DataError(f'its box {tuple(map(int, box))} holds none of its {whole[0]} x {whole[1]} pixels')
+    return top, left, bottom, right
+
+# %% ../nbs/10_data.ipynb #d7eaab7c
+def _cut(pixels, box, whole):
+    "That box of a picture (H, W) of which `pixels` may be a coarser copy."
+    height, width = pixels.shape[1:]
+    top, left, bottom, right = (round(end*share) for end, share in zip(box, [height/whole[0], width/whole[1]]*2))
+    top, left = min(top, height - 1), min(left, width - 1)
+    return pixels[:, top:max(bottom, top + 1), left:max(right, left + 1)].clone()
 
 # %% ../nbs/10_data.ipynb #024-8520c586
 def _uint8(array):
@@ -198,22 +227,22 @@ def _known_labels(labels, class_names=None):
 class PackedBytes:
     "A sequence of byte strings in one uint8 tensor, which worker processes share instead of copying."
 
-    def __init__(self, data, starts, ends):
-        self.data, self.starts, self.ends = data, starts, ends
+    def __init__(self, data, starts, ends, order, origin=None):
+        self.data, self.starts, self.ends, self.order, self.origin = data, starts, ends, order, origin
 
     @classmethod
     def pack(cls, strings):
-        "Of any sequence of byte strings."
+        "Of any sequence of byte strings; of `ParquetRows`, they still know their rows."
         data, ends = bytearray(), []
         for i in range(len(strings)):
             data += strings[i]
             ends.append(len(data))
-        ends = np.array(ends, np.int64)
-        return cls(torch.frombuffer(data, dtype=torch.uint8), np.append(0, ends[:-1]), ends)
+        ends, order = np.array(ends, np.int64), getattr(strings, 'order', np.arange(len(strings)))
+        return cls(torch.frombuffer(data, dtype=torch.uint8), np.append(0, ends[:-1]), ends, order, getattr(strings, 'origin', None))
 
     def __len__(self): return len(self.ends)
     def __getitem__(self, i): return self.data[self.starts[i]:self.ends[i]].numpy().tobytes()
-    def take(self, rows): return PackedBytes(self.data, self.starts[rows], self.ends[rows])
+    def take(self, rows): return PackedBytes(self.data, self.starts[rows], self.ends[rows], self.order[rows], self.origin)
 
 # %% ../nbs/10_data.ipynb #040-91dc3dd7
 class ParquetRows:
@@ -226,6 +255,7 @@ class ParquetRows:
         self.groups = [(file, g) for file, footer in zip(files, footers) for g in range(footer.num_row_groups)]
         groups = [footer.row_group(g) for footer in footers for g in range(footer.num_row_groups)]
         self.ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
+        self.origin = self.files, np.cumsum([footer.num_rows for footer in footers])     # for `_place`
         self.nbytes = sum(group.total_byte_size for group in groups)
         self.order = np.arange(sum(group.num_rows for group in groups)) if order is None else order
         self._held = None, None                     # number and content of the last group read
@@ -255,6 +285,15 @@ def _row_group(file, group, column):
                         'save the set again with the pictures embedded')
     return strings
 
+# %% ../nbs/10_data.ipynb #cb331598
+def _place(blobs, i):
+    "File and row that string number `i` comes from, in words; None of strings that never were in a file."
+    if blobs.origin is None:
+        return None
+    files, ends = blobs.origin
+    file = int(np.searchsorted(ends, blobs.order[i], side='right'))
+    return f'row {blobs.order[i] - (ends[file - 1] if file else 0)} of {files[file]}'
+
 # %% ../nbs/10_data.ipynb #046-36e47d4e
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
@@ -269,13 +308,7 @@ class ImageSet:
     labels : int64 array (N,), optional       class of each picture, 0 or larger
     class_names : tuple of str, optional      name of each class
     resize : int, optional                    side to which pictures decoded on demand are fitted
-
-    Attributes
-    ----------
-    in_memory : bool; size : (H, W), or None when the pictures may differ; n_classes : int, or None without labels
-    subset(index) : ImageSet of the chosen rows; batch(index) : their pictures as `MultiCrop` takes them, a tensor
-    (B, 3, H, W) in memory, else a list; encoded(index) : on demand, the pictures before decoding;
-    thumbnails(index, size) : always one tensor (B, 3, size, size)
+    boxes : int array (N, 4), optional        the part of each picture decoded on demand that counts; see `Encoded`
     """
     name: str
     pixels: torch.Tensor | None = None
@@ -284,31 +317,18 @@ class ImageSet:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     resize: int | None = None
+    boxes: np.ndarray | None = None
 
     def __post_init__(self): _check_set(self)
     def __len__(self): return len(next(held for held in (self.pixels, self.files, self.blobs) if held is not None))
     def __getitem__(self, i) -> torch.Tensor: return _picture(self, range(len(self))[operator.index(i)])
     def __repr__(self): return _describe(self)
 
-    @property
-    def in_memory(self) -> bool:
-        "Whether the pixels are held as one tensor."
-        return self.pixels is not None
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        "Height and width that all images share, or None."
-        return _shared_size(self)
-
-    @property
-    def n_classes(self) -> int | None:
-        "Number of classes, or None without labels."
-        return _count_classes(self)
-
-    @property
-    def unlabelled(self) -> 'ImageSet':
-        "The same images without labels and class names."
-        return replace(self, labels=None, class_names=None)
+    in_memory = property(lambda self: self.pixels is not None, doc='bool: whether the pixels are held as one tensor.')
+    size = property(lambda self: _shared_size(self), doc='(height, width) that all images share, or None.')
+    n_classes = property(lambda self: _count_classes(self), doc='int: number of classes, or None without labels.')
+    unlabelled = property(lambda self: replace(self, labels=None, class_names=None),
+                          doc='ImageSet: the same images without labels and class names.')
 
     def subset(self, index) -> 'ImageSet':
         "The images at these positions, in that order."
@@ -335,7 +355,7 @@ def _check_set(images):
     if pixels is not None and (pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3):
         raise DataError(f'pixels of {images.name} must be uint8 (N, 3, H, W), '
                         f'found {pixels.dtype} {tuple(pixels.shape)}; load_images(array) converts')
-    for held in ('files', 'labels'):
+    for held in ('files', 'labels', 'boxes'):
         n = len(images) if getattr(images, held) is None else len(getattr(images, held))
         if n != len(images):
             raise DataError(f'{images.name} has {len(images)} images but {n} {held}; give one for each image, or none')
@@ -348,7 +368,8 @@ def _encoded(images, i):
 # %% ../nbs/10_data.ipynb #052-d734e4b4
 def _waiting(images, i, source):
     "The encoded picture number `i`, with the name for an error."
-    return Encoded(source, None if images.blobs is None else f'image {i} of {images.name}', images.resize)
+    name = None if images.blobs is None else _place(images.blobs, i) or f'image {i} of {images.name}'
+    return Encoded(source, name, images.resize, None if images.boxes is None else tuple(images.boxes[i]))
 
 
 def _develop(images, i, source):
@@ -374,6 +395,7 @@ def _subset(images, index):
     return replace(images, pixels=images.pixels[torch.from_numpy(rows)] if images.in_memory else None,
                    files=None if images.files is None else tuple(images.files[i] for i in rows),
                    blobs=None if images.blobs is None else images.blobs.take(rows),
+                   boxes=None if images.boxes is None else images.boxes[rows],
                    labels=None if images.labels is None else images.labels[rows])
 
 # %% ../nbs/10_data.ipynb #060-5ac8c37e
@@ -664,7 +686,8 @@ _TORCHVISION = {   # name: class of torchvision.datasets, arguments of each spli
     'stl10': ('STL10', {split: {'split': split} for split in ('train', 'test', 'unlabeled')}),
     'svhn': ('SVHN', {split: {'split': split} for split in ('train', 'test', 'extra')}),
     'oxford-pets': ('OxfordIIITPet', {'train': {'split': 'trainval'}, 'test': {'split': 'test'}})}
-_NAMES = ('digits', *_TORCHVISION, 'imagenet', 'shapes')
+_RAW = ('places205', 'voc07', 'voc07-2', 'mini-imagenet', 'mini-imagenet-2', 'fmow', 'fmow-6', 'adience', 'objectnet')
+_NAMES = ('digits', *_TORCHVISION, 'imagenet', 'shapes', *_RAW)
 
 # %% ../nbs/10_data.ipynb #126-7096b0b2
 _SUPERCLASS = ('eboiaghhsddojshldjhlglfkhgnpdpalbkmoqjlfftiipnorsk'
@@ -705,31 +728,131 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get('SELFCLASS_DATA') or '~/.cache/selfclass').expanduser()
 
 # %% ../nbs/10_data.ipynb #139-87d6a335
-def _open_digits(split, root):
-    "The bundled digits: of `root` if they are there, else of the repository's data/."
-    given = [Path(root)] if root is not None and (Path(root)/'digits').is_dir() else []
-    file = [*given, repository()/'data'][0]/'digits'/'digits.npz'
-    if not file.is_file():
-        raise MissingInputError(f'{file} does not exist; run `dvc pull` or `make repro` in the repository')
-    return _open_npz(file, split, 'digits')
+_PAPERWORK = {   # name: file that marks the place, and what to fetch
+    'places205': ('train_places205.csv', 'imagesPlaces205_resize.tar.gz and trainvalsplit_places205.tar.gz (places.csail.mit.edu)'),
+    'voc07': ('ImageSets/Main/trainval.txt', 'VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar (host.robots.ox.ac.uk/pascal/VOC)'),
+    'mini-imagenet': ('train.csv', 'the folder images and the lists train.csv, val.csv, test.csv of Ravi and Larochelle'),
+    'fmow': ('train', 'the folders train and val of fMoW-rgb (github.com/fMoW/dataset)'),
+    'adience': ('fold_0_data.txt', 'aligned.tar.gz and fold_0_data.txt to fold_4_data.txt (Adience, Open University of Israel)'),
+    'objectnet': ('mappings/folder_to_objectnet_label.json', 'objectnet-1.0.zip (objectnet.dev)')}
+
+# %% ../nbs/10_data.ipynb #140-c7a54b15
+def _unpacked(name, folder):
+    "The folder that holds the mark of a raw download: this one, or one at most two levels below."
+    mark, fetch = _PAPERWORK[name]
+    found = next((file for depth in range(3) for file in sorted(folder.glob('*/'*depth + mark))), None)
+    if found is None:
+        raise MissingInputError(f'{name} is not in {folder} (there is no {mark}); fetch {fetch} and unpack it there')
+    return found.parents[mark.count('/')]
 
 # %% ../nbs/10_data.ipynb #141-fda71aca
-def _open_named(name, split, root, download):
-    "One split of a set with a name, not yet decoded."
-    folder = data_root(root)/name
-    if name in ('digits', 'shapes'):
-        return _open_digits(split, root) if name == 'digits' else _open_shapes(split)
-    parquet = _parquet_files(data_root(root)/name.removesuffix('-20'))
-    if parquet:
-        images = _open_parquet(parquet, split, name)
-    elif name != 'imagenet':
-        images = _from_torchvision(name, split, data_root(root), download)
-    elif folder.is_dir():
-        images = _open_folder(folder, split, name)
-    else:
-        raise MissingInputError(f'{folder} does not exist; put (or link) the ILSVRC 2012 folders train and val there, '
-                                'one sub-folder per class, or its Parquet files')
-    return _coarse(images) if name == 'cifar100-20' else images
+def _parsed(file, parse, name):
+    "What `parse` makes of the text of a list that came with a download; an error names the file."
+    if not file.is_file():
+        raise MissingInputError(f'{file} does not exist; fetch {_PAPERWORK[name][1]} and unpack it in the same place')
+    try:
+        return parse(file.read_text(encoding='utf-8'))
+    except (ValueError, KeyError, TypeError, SyntaxError, csv.Error) as error:      # ElementTree's is a SyntaxError
+        raise DataError(f'{file} is not a list as {name} has them ({type(error).__name__}: {error}); fetch it again') from None
+
+# %% ../nbs/10_data.ipynb #67242a49
+def _table(text, delimiter=','):
+    "Rows of a table with a header, as dictionaries."
+    return list(csv.DictReader(text.splitlines(), delimiter=delimiter, strict=True))
+
+# %% ../nbs/10_data.ipynb #64928971
+def _listed(name, files, words, class_names, boxes=None):
+    "A set of listed files with the class of each, by its name."
+    if not files:
+        raise DataError(f'the lists of {name} name no pictures; fetch {_PAPERWORK[name.split("/")[0]][1]} again')
+    if not files[0].is_file():
+        raise MissingInputError(f'{files[0]} does not exist, the first of {len(files):,} pictures of {name}; '
+                                f'fetch {_PAPERWORK[name.split("/")[0]][1]}')
+    number = {word: i for i, word in enumerate(class_names)}
+    labels = np.array([number[word] for word in words], np.int64)
+    return ImageSet(name, files=tuple(files), labels=labels, class_names=tuple(class_names), boxes=boxes)
+
+# %% ../nbs/10_data.ipynb #a1792b46
+def _open_places205(folder, split):
+    "Places205 (Zhou et al., 2014): the pictures of one list, with the scenes of both."
+    def rows(text): return [(path, int(number)) for path, number in (line.split() for line in text.splitlines())]
+    parts = {part: folder/f'{part}_places205.csv' for part in ('train', 'val')}
+    lists = {part: _parsed(file, rows, 'places205') for part, file in parts.items()}
+    scenes = {number: '/'.join(path.split('/')[1:-1]) for part in lists.values() for path, number in part}
+    here = lists[_pick(split, lists, 'places205')]
+    homes = [above/place for above in (folder, folder.parent) for place in ('data/vision/torralba/deeplearning/images256', 'images256')]
+    home = next((home for home in homes if home.is_dir()), folder)
+    return _listed(f'places205/{split}', [home/path for path, _ in here], [scenes[number] for _, number in here], [scenes[number] for number in sorted(scenes)])
+
+# %% ../nbs/10_data.ipynb #3d05ecfc
+_VOC_CLASSES = ('aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant '
+                'sheep sofa train tvmonitor').split()
+_VOC_LISTS = {'train': 'trainval', 'test': 'test'}
+
+# %% ../nbs/10_data.ipynb #558e2f8c
+def _largest_object(text):
+    "Class of the object with the largest box in a VOC annotation."
+    def area(thing):
+        left, top, right, bottom = (float(thing.find('bndbox').findtext(end)) for end in ('xmin', 'ymin', 'xmax', 'ymax'))
+        return (right - left)*(bottom - top)
+    return max(ElementTree.fromstring(text).findall('object'), key=area).findtext('name')
+
+
+def _open_voc07(folder, split):
+    "PASCAL VOC 2007 (Everingham et al., 2010): each picture under its largest object."
+    listed = folder/'ImageSets'/'Main'/f"{_VOC_LISTS[_pick(split, _VOC_LISTS, 'voc07')]}.txt"
+    names = _parsed(listed, str.split, 'voc07')
+    words = [_parsed(folder/'Annotations'/f'{name}.xml', _largest_object, 'voc07') for name in names]
+    return _listed(f'voc07/{split}', [folder/'JPEGImages'/f'{name}.jpg' for name in names], words, _VOC_CLASSES)
+
+# %% ../nbs/10_data.ipynb #2872de53
+def voc_targets(split: str = 'train', root: str | Path | None = None) -> np.ndarray:
+    """Which of the 20 classes each picture of PASCAL VOC 2007 shows, for probes with several labels to a picture.
+
+    Parameters
+    ----------
+    split : str                     "train" (VOC's trainval) or "test"
+    root : str or Path, optional    as for `load_images`
+
+    Returns
+    -------
+    int8 array (N, 20)              1 there, -1 not there, 0 only difficult ones; rows as in load_images("voc07", split),
+                                    columns as its class_names
+
+    Raises
+    ------
+    MissingInputError, DataError    a list is missing or broken
+    """
+    lists = _unpacked('voc07', data_root(root)/'voc07')/'ImageSets'/'Main'
+    part = _VOC_LISTS[_pick(split, _VOC_LISTS, 'voc07')]
+    names = _parsed(lists/f'{part}.txt', str.split, 'voc07')
+    def column(text):
+        shown = dict(line.split() for line in text.splitlines())
+        return [int(shown[name]) for name in names]
+    columns = [_parsed(lists/f'{word}_{part}.txt', column, 'voc07') for word in _VOC_CLASSES]
+    return np.array(columns, np.int8).T
+
+# %% ../nbs/10_data.ipynb #c16154f8
+def _open_mini_imagenet(folder, split):
+    "mini-ImageNet: the pictures of one list, with the classes of all three."
+    lists = {part: _parsed(folder/f'{part}.csv', lambda text: [(row['filename'], row['label']) for row in _table(text)], 'mini-imagenet')
+             for part in ('train', 'val', 'test')}
+    here = lists[_pick(split, lists, 'mini-imagenet')]
+    return _listed(f'mini-imagenet/{split}', [folder/'images'/file for file, _ in here], [wnid for _, wnid in here],
+                   sorted({wnid for part in lists.values() for _, wnid in part}))
+
+# %% ../nbs/10_data.ipynb #7f657711
+_REGIONS = {
+    'Africa': """DZA AGO BEN BWA IOT BFA BDI CPV CMR CAF TCD COM COG COD CIV DJI EGY GNQ ERI SWZ ETH ATF GAB GMB GHA GIN GNB KEN LSO LBR LBY
+        MDG MWI MLI MRT MUS MYT MAR MOZ NAM NER NGA REU RWA SHN STP SEN SYC SLE SOM ZAF SSD SDN TZA TGO TUN UGA ESH ZMB ZWE""".split(),
+    'Americas': """AIA ATG ARG ABW BHS BRB BLZ BMU BOL BES BVT BRA CAN CYM CHL COL CRI CUB CUW DMA DOM ECU SLV FLK GUF GRL GRD GLP GTM GUY
+        HTI HND JAM MTQ MEX MSR NIC PAN PRY PER PRI BLM KNA LCA MAF SPM VCT SXM SGS SUR TTO TCA USA URY VEN VGB VIR""".split(),
+    'Asia': """AFG ARM AZE BHR BGD BTN BRN KHM CHN CYP GEO HKG IND IDN IRN IRQ ISR JPN JOR KAZ KWT KGZ LAO LBN MAC MYS MDV MNG MMR NPL PRK
+        OMN PAK PHL QAT KOR SAU SGP LKA PSE SYR TWN TJK THA TLS TUR TKM ARE UZB VNM YEM""".split(),
+    'Europe': """ALA ALB AND AUT BLR BEL BIH BGR HRV CZE DNK EST FRO FIN FRA DEU GIB GRC GGY VAT HUN ISL IRL IMN ITA JEY LVA LIE LTU LUX MLT
+        MDA MCO MNE NLD MKD NOR POL PRT ROU RUS SMR SRB SVK SVN ESP SJM SWE CHE UKR GBR""".split(),
+    'Oceania': """ASM AUS CXR CCK COK FJI PYF GUM HMD KIR MHL FSM NRU NCL NZL NIU NFK MNP PLW PNG PCN WSM SLB TKL TON TUV UMI VUT WLF""".split(),
+    'others': []}
 
 # %% ../nbs/10_data.ipynb #145-4b07f525
 def _watched(items, total, desc):
@@ -744,6 +867,107 @@ def _watched(items, total, desc):
             bar.update(1)
     if bar is not None:
         bar.close()
+
+# %% ../nbs/10_data.ipynb #ac4cc8ef
+def _fmow_boxes(file):
+    "(picture, box, use of the land, country) for each box in the metadata of a picture of FMoW."
+    def boxes(text):
+        facts = json.loads(text)
+        for box in facts['bounding_boxes'] if isinstance(facts['bounding_boxes'], list) else [facts['bounding_boxes']]:
+            x, y, width, height = box['box']
+            yield file.with_suffix('.jpg'), (max(0, y), max(0, x), y + height, x + width), box['category'], facts['country_code']
+    return [box for box in _parsed(file, lambda text: list(boxes(text)), 'fmow') if box[2] != 'false_detection']
+
+# %% ../nbs/10_data.ipynb #e4fbf505
+def _open_fmow(folder, split, by_region=False):
+    "Functional Map of the World (Christie et al., 2018): the boxes of one split, by the use of the land or by the region."
+    parts = {part: folder/part for part in ('train', 'val') if (folder/part).is_dir()}
+    here = parts[_pick(split, parts, 'fmow')]
+    sheets = sorted(here.rglob('*_rgb.json'), key=Path.as_posix)
+    rows = [row for sheet in _watched(sheets, len(sheets), f'reading the boxes of fmow/{split}') for row in _fmow_boxes(sheet)]
+    files, boxes, words, countries = zip(*rows) if rows else ((), (), (), ())
+    names = sorted({use.name for part in parts.values() for use in part.iterdir() if use.is_dir() and _visible(use.name)})
+    if by_region:
+        regions = {country: region for region, members in _REGIONS.items() for country in members}
+        words, names = [regions.get(country, 'others') for country in countries], list(_REGIONS)
+    return _listed(f'fmow/{split}', files, words, names, np.array(boxes, np.int64))
+
+# %% ../nbs/10_data.ipynb #05ec6804
+_AGES = ((0, 2), (4, 6), (8, 13), (15, 20), (25, 32), (38, 43), (48, 53), (60, 100))
+_AGE_GROUPS = tuple('60+' if low == 60 else f'{low}-{high}' for low, high in _AGES)
+
+
+def _age_group(age):
+    "The group in which both ends of an age such as '(25, 32)' or '29' lie; None if there is none."
+    ends = [int(number) for number in re.findall(r'\d+', age)]
+    return next((group for group, (low, high) in zip(_AGE_GROUPS, _AGES) if ends and low <= min(ends) and max(ends) <= high), None)
+
+# %% ../nbs/10_data.ipynb #734b0049
+def _open_adience(folder, split):
+    "Adience (Eidinger et al., 2014): the aligned faces of one or several folds that have an age group."
+    folds = {'train': range(4), 'test': [4]} | {f'fold_{k}': [k] for k in range(5)}
+    def faces(text):
+        known = [(row, _age_group(row['age'])) for row in _table(text, '\t')]
+        return [(folder/'aligned'/row['user_id']/f"landmark_aligned_face.{row['face_id']}.{row['original_image']}", group)
+                for row, group in known if group]
+    rows = [face for k in folds[_pick(split, folds, 'adience')] for face in _parsed(folder/f'fold_{k}_data.txt', faces, 'adience')]
+    return _listed(f'adience/{split}', [file for file, _ in rows], [group for _, group in rows], _AGE_GROUPS)
+
+# %% ../nbs/10_data.ipynb #9f850048
+def _open_objectnet(folder, split):
+    "ObjectNet (Barbu et al., 2019) without its red border."
+    _pick(split, ['test'], 'objectnet')
+    classes = _parsed(folder/'mappings'/'folder_to_objectnet_label.json', json.loads, 'objectnet')
+    files = [file for file in _pictures_below(folder/'images') if file.parent.name in classes]
+    return _listed(f'objectnet/{split}', files, [classes[file.parent.name] for file in files], sorted(classes.values()), np.tile([1, 1, -1, -1], (len(files), 1)))
+
+# %% ../nbs/10_data.ipynb #41005694
+_COARSER = {   # name: superclasses, and that of a class
+    'mini-imagenet-2': (('animals', 'non animals'), lambda wnid: wnid > 'n02655020'),
+    'voc07-2': (('abiotic', 'biotic'), lambda word: word in ('bird', 'cat', 'cow', 'dog', 'horse', 'person', 'pottedplant', 'sheep'))}
+
+# %% ../nbs/10_data.ipynb #3b02fd64
+def _open_raw(name, split, root):
+    "One split of a set as its authors pack it, unpacked in the folder `root`."
+    whole = name if name in _PAPERWORK else name.rpartition('-')[0]
+    reader = {'places205': _open_places205, 'voc07': _open_voc07, 'mini-imagenet': _open_mini_imagenet, 'fmow': _open_fmow,
+              'fmow-6': lambda folder, split: _open_fmow(folder, split, by_region=True), 'adience': _open_adience, 'objectnet': _open_objectnet}
+    images = reader.get(name, reader[whole])(_unpacked(whole, root/whole), split)
+    if name not in _COARSER:
+        return images
+    names, belongs = _COARSER[name]
+    of_class = np.array([belongs(word) for word in images.class_names], np.int64)
+    return replace(images, labels=of_class[images.labels], class_names=names)
+
+# %% ../nbs/10_data.ipynb #402c0747
+def _open_digits(split, root):
+    "The digits: of `root` if they are there, else of the repository's data/, else of scikit-learn."
+    places = [Path(folder).expanduser()/'digits'/'digits.npz' for folder in (root, repository()/'data') if folder is not None]
+    file = next((file for file in places if file.is_file()), None)
+    if file is not None:
+        return _open_npz(file, split, 'digits')
+    with tempfile.TemporaryDirectory() as folder:
+        return _open_npz(write_digits(folder), split, 'digits')
+
+# %% ../nbs/10_data.ipynb #6dec8a4d
+def _open_named(name, split, root, download):
+    "One split of a set with a name, not yet decoded."
+    folder = data_root(root)/name
+    if name in ('digits', 'shapes'):
+        return _open_digits(split, root) if name == 'digits' else _open_shapes(split)
+    if name in _RAW:
+        return _open_raw(name, split, data_root(root))
+    parquet = _parquet_files(data_root(root)/name.removesuffix('-20'))
+    if parquet:
+        images = _open_parquet(parquet, split, name)
+    elif name != 'imagenet':
+        images = _from_torchvision(name, split, data_root(root), download)
+    elif folder.is_dir():
+        images = _open_folder(folder, split, name)
+    else:
+        raise MissingInputError(f'{folder} does not exist; put (or link) the ILSVRC 2012 folders train and val there, '
+                                'one sub-folder per class, or its Parquet files')
+    return _coarse(images) if name == 'cifar100-20' else images
 
 # %% ../nbs/10_data.ipynb #147-c33b7542
 def _decode_all(images, budget):
@@ -769,9 +993,11 @@ def _decode_all(images, budget):
 
 # %% ../nbs/10_data.ipynb #151-896af6bf
 def _chain(parts):
-    "Tensors, tuples or Parquet rows one behind the other; None if there are none."
+    "Tensors, arrays, tuples or Parquet rows one behind the other; None if there are none."
     if isinstance(parts[0], ParquetRows):
         return ParquetRows(sum((part.files for part in parts), ()), parts[0].column)
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
     return None if parts[0] is None else sum(parts, ()) if isinstance(parts[0], tuple) else torch.cat(parts)
 
 # %% ../nbs/10_data.ipynb #152-56125484
@@ -786,7 +1012,7 @@ def _join(parts):
         raise DataError(f'the splits of {parts[0].name} do not fit together, found {found}; load them one by one')
     labelled = all(part.labels is not None for part in parts)
     name = parts[0].name.rsplit('/', 1)[0] + '/' + '+'.join(part.name.rsplit('/', 1)[-1] for part in parts)
-    held = {key: _chain([getattr(part, key) for part in parts]) for key in ('pixels', 'files', 'blobs')}
+    held = {key: _chain([getattr(part, key) for part in parts]) for key in ('pixels', 'files', 'blobs', 'boxes')}
     return ImageSet(name, **held,
                     labels=np.concatenate([part.labels for part in parts]) if labelled else None,
                     class_names=next(iter(names), None))
@@ -799,7 +1025,7 @@ def _hold(images, size, budget):
     images = images if size is None else replace(images, resize=size)
     pixels = _decode_all(images, budget)
     if pixels is not None:
-        return replace(images, pixels=pixels, blobs=None, resize=None)
+        return replace(images, pixels=pixels, blobs=None, resize=None, boxes=None)
     if isinstance(images.blobs, ParquetRows) and images.blobs.nbytes <= budget:
         return replace(images, blobs=PackedBytes.pack(images.blobs))
     return images
@@ -843,12 +1069,13 @@ def load_images(source, split: str = 'train', root: str | Path | None = None, si
     Parameters
     ----------
     source : str, Path, array, tensor, tuple (pixels, labels) or list of files
-        A name (digits, cifar10, cifar100, cifar100-20, mnist, fashion-mnist, stl10, svhn, oxford-pets, imagenet), a
-        folder of pictures, of class folders or of splits, Parquet in the Hugging Face layout, .npz, .npy, or arrays as
-        in `from_arrays`.
+        A name (digits, cifar10, cifar100, cifar100-20, mnist, fashion-mnist, stl10, svhn, oxford-pets, imagenet,
+        places205, voc07, voc07-2, mini-imagenet, mini-imagenet-2, fmow, fmow-6, adience, objectnet), a folder of
+        pictures, of class folders or of splits, Parquet in the Hugging Face layout, .npz, .npy, or arrays as in
+        `from_arrays`.
     split : str
         "train", "test", … or several: "train+test". "test" also finds a split called val.
-    root : str or Path, optional    folder of downloaded sets; see `data_root`
+    root : str or Path, optional    folder of downloaded sets, see `data_root`; the digits are always there
     size : int, optional            fit every picture to size x size (bicubic; shorter side, then central square)
     download : bool                 let torchvision download a set that is not there
     memory_budget : int             largest number of bytes to hold in memory
@@ -928,6 +1155,27 @@ def _held_out(images, share):
     parts = [np.flatnonzero(classes == c) for c in np.unique(classes)]
     return np.sort(np.concatenate([rng.permutation(part)[:round(share*len(part))] for part in parts]))
 
+# %% ../nbs/10_data.ipynb #4d5a5eb5
+def from_workers(batches):
+    """The batches of a DataLoader; what a worker has to say about a broken picture comes out as it said it.
+
+    Parameters
+    ----------
+    batches : DataLoader or other iterable
+
+    Yields
+    ------
+    what `batches` yields
+
+    Raises
+    ------
+    DataError               one line that names the picture, without the traceback that torch puts before it
+    """
+    try:
+        yield from batches
+    except DataError as error:
+        raise DataError(str(error).strip().rpartition(f'{DataError.__name__}: ')[2]) from None
+
 # %% ../nbs/10_data.ipynb #180-f40e5cac
 def readable(images: ImageSet) -> np.ndarray:
     """Rows of the pictures that can be decoded; `images.subset(readable(images))` leaves the broken ones out.
@@ -956,13 +1204,13 @@ def data_hash(images: ImageSet) -> str:
 
     Parameters
     ----------
-    images : ImageSet   in memory: its pixels count; on demand: file names, sizes and encoded bytes (and `resize`)
+    images : ImageSet   in memory: its pixels count; on demand: file names, sizes and encoded bytes (`resize`, `boxes`)
 
     Returns
     -------
     str
     """
-    labels = [] if images.labels is None else [images.labels]
+    labels = [numbers for numbers in (images.labels, images.boxes) if numbers is not None]
     if images.in_memory:
         return array_hash(images.pixels, *labels)
     digest = hashlib.sha256(f'{images.resize} {array_hash(*labels)}'.encode())
