@@ -905,6 +905,13 @@ def _checked(images, device=None):
     return images
 
 # %% ../nbs/11_augment.ipynb #137-9b966dc8
+def _encoded(files):
+    "Files of a batch, paths and bytes among them, as encoded pictures."
+    if not files:
+        raise DataError('there are no images in this batch; leave it out')
+    return [file if isinstance(file, Encoded) else Encoded(file) for file in files]
+
+# %% ../nbs/11_augment.ipynb #e265b115
 class MultiCrop:
     """Random views of a batch of images, by a named recipe.
 
@@ -943,9 +950,7 @@ class MultiCrop:
         'natural': uint8 (B,3,h,w), for `normalise`; with the same random numbers as the call on the decoded pictures,
         which gives the same views up to rounding. 'glyphs': that call itself.
         """
-        files = [file if isinstance(file, Encoded) else Encoded(file) for file in files]
-        if not files:
-            raise DataError('there are no images in this batch; leave it out')
+        files = _encoded(files)
         if self.preset == 'natural':
             return natural_views(files, Draws(generator, share), **self.options)
         return self([file.pixels() for file in files], generator, share)

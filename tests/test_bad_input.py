@@ -1,5 +1,7 @@
 """Each mistake gives one clear line, a non-zero exit code, and loses nothing."""
+import io
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -7,12 +9,16 @@ import pytest
 import torch
 from conftest import ROOT, python
 from PIL import Image
+from selfclass import errors
+from selfclass.augment import MultiCrop
 from selfclass.core import read_yaml
-from selfclass.data import ImageSet, load_images, load_splits
+from selfclass.data import ImageSet, from_workers, load_images, load_splits, to_pixels
 from selfclass.errors import DataError, MissingInputError, MissingLabelsError, ParamsError, SelfclassError
 from selfclass.metrics import cluster_scores, score_run
 from selfclass.run import main, read_params, run_stage, stage_values, use_recipe
 from selfclass.selfclassifier import fit_selfclassifier
+from selfclass.train import ViewLoader
+from torch.utils.data import DataLoader
 
 TINY = dict(model=dict(backbone='convnet', width=4, hidden=8, dim=4, classes=(3,)), views=dict(preset='glyphs', n_local=0, global_size=8),
             optimizer=dict(name='adamw', lr=.01), schedule={}, epochs=1, batch_size=16, device='cpu')
@@ -78,6 +84,75 @@ def test_unknown_dataset_and_folders(tmp_path):
     with pytest.raises(DataError) as error:
         load_images(tmp_path)[0]
     one_line(error, 'broken.png')
+
+
+# ---- broken pictures -------------------------------------------------------------------------------------------------
+
+def jpeg(seed, side=160):
+    "The bytes of a smooth random photograph."
+    file, coarse = io.BytesIO(), np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((side + seed, side), Image.Resampling.BICUBIC).save(file, 'jpeg', quality=90)
+    return file.getvalue()
+
+
+BROKEN = {'cut': jpeg(3)[:700], 'header': jpeg(3)[:150], 'nothing': b'', 'letter': b'Dear reader, this is no picture.', 'half a png': b'\x89PNG\r\n\x1a\n' + b'\0'*40}
+
+
+def pictures(folder, kind, broken):
+    "Eight pictures, the fourth of them broken, as files or in Parquet (packed, or on disk), and what an error should call it."
+    contents = [BROKEN[broken] if i == 3 else jpeg(i) for i in range(8)]
+    if kind == 'files':
+        for i, content in enumerate(contents): (folder/f'{i}.jpg').write_bytes(content)
+        return ImageSet('eight', files=tuple(sorted(folder.iterdir()))), '3.jpg'
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    for part in range(2):
+        pq.write_table(pa.table({'image': [{'bytes': content, 'path': None} for content in contents[2*part:][:2 + 4*part]]}), folder/f'train-{part:05}-of-00002.parquet')
+    from selfclass.data import PackedBytes, ParquetRows
+    rows = ParquetRows(sorted(folder.iterdir()), 'image')
+    return ImageSet('eight', blobs=PackedBytes.pack(rows) if kind == 'packed' else rows), 'row 1 of '
+
+
+@pytest.mark.parametrize('broken', BROKEN)
+@pytest.mark.parametrize('kind', ['files', 'packed', 'rows'])
+def test_broken_pictures_have_a_name(kind, broken, tmp_path):
+    "Whole, scaled while it is decoded, cut to a box, in a subset, as views: the same line."
+    images, name = pictures(tmp_path, kind, broken)
+    boxed = ImageSet('boxed', files=images.files, blobs=images.blobs, boxes=np.tile([1, 1, -1, -1], (8, 1)))
+    recipe = MultiCrop('natural', 2, 1, 24, 12)
+    for read in (lambda: images[3], lambda: images.encoded([3])[0].pixels(.2), lambda: boxed[3], lambda: boxed.encoded([3])[0].pixels(.2), lambda: images.subset([5, 3])[1],
+                 lambda: recipe.from_files(images.subset([7, 3, 1]).encoded(None), torch.Generator().manual_seed(0)), lambda: images.thumbnails([0, 3]), lambda: to_pixels(images, 32)):
+        with pytest.raises(DataError) as error: read()
+        one_line(error, name, 'cannot be decoded', 'mend or remove it', 'subset(readable(images))')
+        assert kind == 'files' or 'train-00001-of-00002.parquet' in str(error.value)
+
+
+@pytest.mark.parametrize('kind', ['files', 'packed', 'rows'])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_broken_pictures_in_workers(kind, workers, tmp_path):
+    "Type and text survive the way out of a decoding process; `from_workers` makes one line of it again."
+    images, name = pictures(tmp_path, kind, 'cut')
+    with pytest.raises(DataError) as error: list(DataLoader(images, batch_size=None, num_workers=workers))
+    assert name in str(error.value) and 'mend or remove it' in str(error.value)
+    with pytest.raises(DataError) as error: list(from_workers(DataLoader(images, batch_size=None, num_workers=workers)))
+    one_line(error, name, 'cannot be decoded', 'mend or remove it')
+    assert str(error.value).startswith('row 1 of' if kind != 'files' else str(tmp_path))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_broken_pictures_in_training(workers, tmp_path):
+    images, name = pictures(tmp_path, 'files', 'cut')
+    loader = ViewLoader(images, MultiCrop('natural', 2, 1, 24, 12), batch_size=4, workers=workers)
+    with pytest.raises(DataError) as error: list(loader)
+    assert name in str(error.value) and 'mend or remove it' in str(error.value)
+    with pytest.raises(DataError) as error: list(from_workers(loader))
+    one_line(error, name, 'mend or remove it')
+
+
+@pytest.mark.parametrize('kind', [getattr(errors, name) for name in errors.__all__])
+def test_errors_survive_processes(kind):
+    "torch makes the error anew from one string, and processes pickle it."
+    error = kind('a.jpg cannot be decoded; mend it')
+    assert str(error) == str(pickle.loads(pickle.dumps(error))) == 'a.jpg cannot be decoded; mend it' and type(pickle.loads(pickle.dumps(error))) is kind
 
 
 def test_labels_that_are_not_there(tmp_path):

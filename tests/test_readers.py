@@ -8,7 +8,7 @@ from conftest import ROOT
 from PIL import Image
 from selfclass.augment import MultiCrop
 from selfclass.core import read_yaml
-from selfclass.data import ImageSet, load_images, load_splits, voc_targets
+from selfclass.data import ImageSet, data_hash, load_images, load_splits, voc_targets, write_digits
 from selfclass.errors import DataError, MissingInputError
 from selfclass.hierarchy import superclasses
 from selfclass.lars import build_optimizer
@@ -258,3 +258,22 @@ def test_a_listed_picture_that_is_gone_is_named_when_it_is_read(tmp_path):
     images = load_images('places205', 'train', root=tmp_path, memory_budget=0)
     images.files[4].unlink()
     with pytest.raises(DataError, match='train_1.jpg cannot be decoded'): images[4]
+
+
+# ---- the digits, wherever they are -----------------------------------------------------------------------------------
+
+def test_digits_with_any_root(tmp_path, monkeypatch):
+    "A root that has digits gives those, any other root the bundled ones, and without the repository they are scikit-learn's: the same bytes."
+    bundled = [data_hash(load_images('digits', split)) for split in ('train', 'test')]
+    monkeypatch.chdir(tmp_path)                                    # no settings.ini above: no repository, no data/
+    monkeypatch.setenv('SELFCLASS_DATA', str(tmp_path/'elsewhere'))
+    for root in (None, tmp_path, str(tmp_path/'nowhere')):
+        assert [data_hash(images) for images in load_splits('digits', root=root)] == bundled
+    write_digits(tmp_path/'mine'/'digits')
+    assert [data_hash(images) for images in load_splits('digits', root=tmp_path/'mine')] == bundled
+    own = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    for place in ('mine', 'elsewhere'):
+        (tmp_path/place/'digits').mkdir(parents=True, exist_ok=True)
+        np.savez(tmp_path/place/'digits'/'digits.npz', train_images=own, test_images=own[:2])
+    assert np.array_equal(load_images('digits', root=tmp_path/'mine').pixels[:, 0], own)
+    assert data_hash(load_images('digits')) == bundled[0]          # the environment variable is for other sets
