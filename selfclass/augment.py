@@ -6,7 +6,7 @@
 __all__ = ['LUMINANCE', 'YIQ', 'JITTERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PRESETS', 'Draws', 'draw_crops', 'resize_weights',
            'crop_resize', 'crop_resize_each', 'solarise', 'luminance', 'grayscale', 'shift_hue', 'draw_jitter',
            'jitter', 'hue_matrices', 'jitter_yiq', 'gaussian_blur', 'draw_natural', 'apply_natural', 'crop_bytes',
-           'blur_one', 'recolour', 'photograph_view', 'photograph_views', 'natural_views', 'natural_plain',
+           'blur_one', 'turn_hue', 'recolour', 'photograph_view', 'photograph_views', 'natural_views', 'natural_plain',
            'affine_matrices', 'elastic_field', 'warp', 'change_ink', 'draw_glyph', 'apply_glyph', 'glyph_views',
            'glyph_plain', 'MultiCrop']
 
@@ -465,48 +465,80 @@ def blur_one(pixels: Tensor, sigma: float, radius: int) -> Tensor:
         return gaussian_blur(pixels[None], torch.tensor([sigma]), radius)[0]
     weights = [math.exp(-.5*(i/sigma)**2) for i in range(radius + 1)] if radius else [1.]
     total = 2*sum(weights) - 1
-    for axis, sides in (2, (radius, radius, 0, 0)), (1, (0, 0, radius, radius)):
-        side = pixels.shape[axis]
-        padded = F.pad(pixels[None], sides, mode='reflect')[0]
-        pixels = padded.narrow(axis, radius, side)*(weights[0]/total)
+    padded = F.pad(pixels[None], [radius]*4, mode='reflect')[0]
+    flat, strides = padded.view(-1), padded.stride()
+    for stride in strides[:0:-1]:
+        n, middle = len(flat) - 2*radius*stride, radius*stride
+        summed = flat[middle:middle + n]*(weights[0]/total)
         for i, weight in enumerate(weights[1:], 1):
-            for shift in (radius - i, radius + i):
-                pixels.add_(padded.narrow(axis, shift, side), alpha=weight/total)
-    return pixels
+            for start in (middle - i*stride, middle + i*stride):
+                summed.add_(flat[start:start + n], alpha=weight/total)
+        flat = summed
+    return flat.as_strided(pixels.shape, strides)
 
 # %% ../nbs/11_augment.ipynb #081-6cd96d0a
-def recolour(pixels: Tensor, steps: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+def turn_hue(flat: Tensor, shift: float) -> Tensor:
+    """`shift_hue` of one picture.
+
+    Parameters
+    ----------
+    flat : float (3,N)      red, green, blue
+    shift : float           in turns: 1/3 makes red green
+
+    Returns
+    -------
+    float (3,N)
+    """
+    thirds = round(3*shift)
+    flat = flat.roll(thirds, 0) if thirds else flat
+    red, green, blue = flat.unbind(0)
+    high, low = torch.maximum(red, green).maximum(blue), torch.minimum(red, green).minimum(blue)
+    way = torch.empty_like(flat)
+    for slope, one, other in zip(way.unbind(0), (blue, red, green), (green, blue, red)):
+        torch.sub(one, other, out=slope)
+    wave = (flat + flat).sub_((red + green).add_(blue).sub_(high).sub_(low))
+    wave.addcmul_(way.sign_(), (high - low).mul_(6*shift - 2*thirds))
+    return torch.minimum(torch.maximum(wave, low, out=wave), high, out=wave)
+
+# %% ../nbs/11_augment.ipynb #17af666a
+def recolour(pixels: Tensor, steps: list[tuple[str, float | Tensor]]) -> Tensor:
     """The jitter of one picture.
 
     Parameters
     ----------
     pixels : float (3,H,W)      in [0,255]
-    steps : list of pairs       what is due, in its order: matrices (3,3) on the pixels and, for the contrast, on their
-                                mean (else None); a pair (shift (1,), None) turns the hue by `shift_hue`
+    steps : list of pairs       what is due, in its order: ('brightness', 'contrast' or 'saturation', factor),
+                                ('hue', turns) by `turn_hue`, or ('matrix', (3,3) of `hue_matrices`)
 
     Returns
     -------
     float (3,H,W)               in [0,255]
     """
-    flat = pixels.flatten(1)
-    for on_pixel, on_mean in steps:
-        if on_pixel.ndim == 1:
-            flat = shift_hue(flat.view(1, *pixels.shape), on_pixel)[0].flatten(1)
-        elif on_mean is None:
-            flat = torch.mm(on_pixel, flat).clamp_(0, 255)
+    flat, weights = pixels.flatten(1), _constant(LUMINANCE, pixels.device)
+    for name, factor in steps:
+        if name == 'hue':
+            flat = turn_hue(flat, factor)
+        elif name == 'matrix':
+            flat = torch.mm(factor, flat).clamp_(0, 255)
         else:
-            flat = torch.addmm(on_mean @ flat.mean(1, keepdim=True), on_pixel, flat).clamp_(0, 255)
+            grey = {'brightness': _black, 'contrast': _mean_grey, 'saturation': _greys}[name](weights, flat)
+            flat = torch.add(grey*(1 - factor), flat, alpha=factor)
+            flat = flat.clamp_(0, 255) if factor > 1 else flat
     return flat.view(pixels.shape)
+
+
+def _black(weights, flat): return torch.zeros(())
+def _mean_grey(weights, flat): return weights @ flat.mean(1)
+def _greys(weights, flat): return weights[None] @ flat
 
 
 def _steps(hue_space, brightness, contrast, saturation, hue, order):
     "What `recolour` takes, one list per sample: the steps whose factor is not neutral."
-    on_pixel, on_mean = _blends(brightness, contrast, saturation)
-    turns = hue[:, None].unbind(0) if hue_space == 'hsv' else hue_matrices(hue).unbind(0)
+    turns = hue.tolist() if hue_space == 'hsv' else hue_matrices(hue).unbind(0)
+    names = ('brightness', 'contrast', 'saturation', 'hue' if hue_space == 'hsv' else 'matrix')
     due = (torch.stack([brightness, contrast, saturation, hue + 1], 1) != 1).tolist()
-    pairs = [((b, None), (c, mean), (s, None), (turn, None)) for (b, c, s, _), mean, turn
-             in zip((sample.unbind(0) for sample in on_pixel), on_mean[:, 1].unbind(0), turns)]
-    return [[pair[k] for k in places if kept[k]] for pair, places, kept in zip(pairs, order.tolist(), due)]
+    factors = zip(brightness.tolist(), contrast.tolist(), saturation.tolist(), turns)
+    return [[(names[k], sample[k]) for k in places if kept[k]] for sample, places, kept in zip(factors, order.tolist(), due)]
 
 # %% ../nbs/11_augment.ipynb #083-36300495
 def photograph_view(picture: Tensor, size: int, radius: int, threshold: float, box: list[int], steps: list,
@@ -531,7 +563,7 @@ def photograph_view(picture: Tensor, size: int, radius: int, threshold: float, b
         pixels = recolour(view.to(torch.float32, memory_format=torch.contiguous_format), steps)
         pixels = torch.einsum('c,chw->hw', _constant(LUMINANCE, pixels.device), pixels)[None] if grey else pixels
         pixels = blur_one(pixels, sigma, radius) if sigma else pixels
-        view = (pixels + .5).to(torch.int16).to(torch.uint8).expand(3, -1, -1)       # by way of int16: twice as fast
+        view = pixels.add_(.5).to(torch.int16).to(torch.uint8).expand(3, -1, -1)     # by way of int16: twice as fast
     return torch.where(view >= threshold, 255 - view, view) if solarised else view
 
 # %% ../nbs/11_augment.ipynb #085-1dff62aa
