@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['decode', 'fit_square', 'Encoded', 'PackedBytes', 'ParquetRows', 'ImageSet', 'from_arrays', 'write_digits',
-           'data_root', 'voc_targets', 'load_images', 'to_pixels', 'load_splits', 'from_workers', 'readable',
-           'data_hash', 'show_grid']
+           'data_root', 'voc_targets', 'load_images', 'to_pixels', 'load_splits', 'readable', 'data_hash', 'show_grid']
 
 # %% ../nbs/10_data.ipynb #002-2eaede08
 import csv, hashlib, io, json, math, operator, os, re, tempfile, time
@@ -1154,27 +1153,6 @@ def _held_out(images, share):
     rng = np.random.default_rng(0)
     parts = [np.flatnonzero(classes == c) for c in np.unique(classes)]
     return np.sort(np.concatenate([rng.permutation(part)[:round(share*len(part))] for part in parts]))
-
-# %% ../nbs/10_data.ipynb #4d5a5eb5
-def from_workers(batches):
-    """The batches of a DataLoader; what a worker has to say about a broken picture comes out as it said it.
-
-    Parameters
-    ----------
-    batches : DataLoader or other iterable
-
-    Yields
-    ------
-    what `batches` yields
-
-    Raises
-    ------
-    DataError               one line that names the picture, without the traceback that torch puts before it
-    """
-    try:
-        yield from batches
-    except DataError as error:
-        raise DataError(str(error).strip().rpartition(f'{DataError.__name__}: ')[2]) from None
 
 # %% ../nbs/10_data.ipynb #180-f40e5cac
 def readable(images: ImageSet) -> np.ndarray:
