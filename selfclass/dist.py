@@ -254,6 +254,7 @@ def process_group():
         torch.cuda.set_device(int(meeting['LOCAL_RANK']))
     try:
         dist.init_process_group('cpu:gloo,cuda:nccl' if gpu else 'gloo')
+        sum_over_ranks(torch.zeros(1))              # nobody may be done and gone while another still connects
         yield
     finally:
         if dist.is_initialized():
@@ -318,7 +319,7 @@ def _explain(failures, folder) -> Exception:
     number, said = told[0]
     trace = said.get('extraInfo', {}).get('py_callstack', '').strip().splitlines()[-4:-1] or _last_words(folder, failures[number].local_rank)
     killed = ' (memory may have run out)' if 'SIGKILL' in said['message'] else ''
-    what = f'exit code {failures[number].exitcode}' if trace and 'To enable traceback' in said['message'] else said['message']
+    what = f'exit code {failures[number].exitcode}' if 'To enable traceback' in said['message'] else said['message']
     return TrainingError('\n'.join([*trace, f'process {number} stopped: {what}{killed}']))
 
 
