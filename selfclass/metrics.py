@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['Contingency', 'contingency', 'match_clusters', 'majority_classes', 'overcluster_classes', 'accuracy',
            'transfer_scores', 'top_accuracy', 'usage_scores', 'cluster_scores', 'class_accuracy', 'cluster_accuracy',
-           'confusion', 'internal_scores', 'view_agreement', 'seed_stability', 'best_head', 'mean_sd',
-           'bootstrap_interval', 'rounded', 'score_run', 'score_heads', 'Head', 'Predictions', 'read_predictions',
-           'score_predictions']
+           'confusion', 'internal_scores', 'view_agreement', 'run_stability', 'seed_stability', 'best_head', 'mean_sd',
+           'bootstrap_interval', 'rounded', 'run_clusters', 'score_run', 'score_heads', 'Head', 'Predictions',
+           'read_predictions', 'score_predictions']
 
 # %% ../nbs/60_metrics.ipynb #003-3e8d01fe
 import csv
 import gzip
 import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.special import gammaln, xlogy
+from scipy.special import gammaln
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
 
 from .core import load_arrays, nearest, require
@@ -281,8 +282,9 @@ def top_accuracy(match, probs, label, k: int = 5) -> float:
 # %% ../nbs/60_metrics.ipynb #054-2b0f9608
 def _entropy(sizes):
     "Entropy (nats) of a partition with these cluster sizes."
-    share = np.asarray(sizes) / np.sum(sizes)
-    return float(0. - xlogy(share, share).sum())
+    sizes = np.asarray(sizes)
+    share = sizes[sizes > 0] / sizes.sum()            # most cells of a large table are empty
+    return float(0. - (share * np.log(share)).sum())
 
 # %% ../nbs/60_metrics.ipynb #058-84a8e438
 def _mutual_information(counts):
@@ -316,13 +318,19 @@ def _adjusted(score, expected, best):
     return 1. if best - expected <= 1e-12 * max(1., abs(best)) else (score - expected) / (best - expected)
 
 
-def _information_scores(counts):
-    "NMI and AMI of a table, normalised by the arithmetic mean of both entropies."
+def _normalised_information(counts):
+    "NMI of a table: mutual information over the arithmetic mean of both entropies."
     if 1 in counts.shape:
-        return {'nmi': float(counts.size == 1), 'ami': float(counts.size == 1)}
-    information, mean_entropy = _mutual_information(counts), (_entropy(counts.sum(1)) + _entropy(counts.sum(0))) / 2
-    ami = _adjusted(information, _expected_mutual_information(counts), mean_entropy)
-    return {'nmi': information / mean_entropy, 'ami': ami}
+        return float(counts.size == 1)
+    return _adjusted(_mutual_information(counts), 0., (_entropy(counts.sum(1)) + _entropy(counts.sum(0))) / 2)
+
+
+def _adjusted_information(counts):
+    "AMI of a table: the same, less what shuffled images would share."
+    if 1 in counts.shape:
+        return float(counts.size == 1)
+    mean_entropy = (_entropy(counts.sum(1)) + _entropy(counts.sum(0))) / 2
+    return _adjusted(_mutual_information(counts), _expected_mutual_information(counts), mean_entropy)
 
 # %% ../nbs/60_metrics.ipynb #069-e17a816d
 def _adjusted_rand(counts):
@@ -330,6 +338,9 @@ def _adjusted_rand(counts):
     margins = (counts, counts.sum(1), counts.sum(0), counts.sum())
     together, rows, columns, pairs = (float((n * (n - 1.)).sum() / 2) for n in margins)
     return _adjusted(together, rows * columns / max(pairs, 1.), (rows + columns) / 2)
+
+# %% ../nbs/60_metrics.ipynb #ac0ba38d
+_TABLE_SCORES = {'nmi': _normalised_information, 'ami': _adjusted_information, 'ari': _adjusted_rand}
 
 # %% ../nbs/60_metrics.ipynb #073-b0090a62
 def usage_scores(pred, n_clusters: int | None = None) -> dict:
@@ -382,7 +393,7 @@ def cluster_scores(pred, label, n_clusters: int | None = None) -> dict:
     sizes = {'n_classes': counts.shape[1], 'n_scored': counts.sum(), 'n_uncovered': len(pred) - counts.sum(),
              'n_unassigned': counts.sum() - real.sum()}
     scores = {name: count / counts.sum() for name, count in right.items()}
-    scores |= _information_scores(counts) | {'ari': _adjusted_rand(counts)}
+    scores |= {name: score(counts) for name, score in _TABLE_SCORES.items()}
     scores |= usage_scores(pred, n_clusters) | sizes
     return {name: float(value) for name, value in scores.items()}
 
@@ -543,8 +554,8 @@ def _chance_agreement(first, second):
     return np.bincount(first + 1, minlength=size) @ np.bincount(second + 1, minlength=size) / len(first) ** 2
 
 # %% ../nbs/60_metrics.ipynb #110-b927be88
-def seed_stability(runs) -> dict:
-    """Do runs with different seeds find the same clusters?
+def run_stability(runs) -> list:
+    """How far the clusters of each run are those of the other runs.
 
     Parameters
     ----------
@@ -552,16 +563,35 @@ def seed_stability(runs) -> dict:
 
     Returns
     -------
-    dict of float                        stability_ari: mean ARI over pairs of runs, stability_ari_min: the least
-                                         of them, n_runs
+    list of dict of float                one for each run, in order: stability_ari, its mean ARI with the others, and
+                                         stability_ari_min, the least of them
 
     Raises
     ------
     DataError                            fewer than two runs, lengths that differ, no ids
     """
-    scores = [_adjusted_rand(contingency(a, b + 1).counts) for a, b in _pairs(runs, 'runs')]
-    return {'stability_ari': float(np.mean(scores)), 'stability_ari_min': float(min(scores)),
-            'n_runs': float(len(runs))}
+    table = np.zeros((len(runs), len(runs)))
+    for (i, j), (a, b) in zip(combinations(range(len(runs)), 2), _pairs(runs, 'runs')):
+        table[i, j] = table[j, i] = _adjusted_rand(contingency(a, b + 1).counts)
+    others = [np.delete(row, i) for i, row in enumerate(table)]
+    return [{'stability_ari': float(row.mean()), 'stability_ari_min': float(row.min())} for row in others]
+
+# %% ../nbs/60_metrics.ipynb #79256771
+def seed_stability(runs) -> dict:
+    """Do runs with different seeds find the same clusters?
+
+    Parameters
+    ----------
+    runs : sequence of int arrays (N,)   as for `run_stability`
+
+    Returns
+    -------
+    dict of float                        stability_ari: mean ARI over pairs of runs, stability_ari_min: the least
+                                         of them, n_runs
+    """
+    each = run_stability(runs)
+    return {'stability_ari': float(np.mean([run['stability_ari'] for run in each])),
+            'stability_ari_min': min(run['stability_ari_min'] for run in each), 'n_runs': float(len(each))}
 
 # %% ../nbs/60_metrics.ipynb #114-00367793
 def best_head(classes, head_loss, n_classes: int) -> int:
@@ -615,8 +645,6 @@ def mean_sd(values) -> dict:
 
 # %% ../nbs/60_metrics.ipynb #122-db5a47e8
 _RULES = {'acc': match_clusters, 'acc_many_to_one': majority_classes, 'acc_over': overcluster_classes}
-_TABLE_SCORES = {'nmi': lambda counts: _information_scores(counts)['nmi'], 'ari': _adjusted_rand,
-                 'ami': lambda counts: _information_scores(counts)['ami']}
 
 
 def _table_score(name, pred, label, table):
@@ -728,6 +756,34 @@ def _carried_names(arrays, head, trained):
     train = arrays[f'train_probs_{head}'].argmax(1), arrays['train_labels']
     return scores | transfer_scores(*train, probs.argmax(1), labels, probs.shape[1])
 
+# %% ../nbs/60_metrics.ipynb #88d6cfdb
+def _repeated(arrays, head):
+    "Agreement of the head with itself in random views of the held-out images, where their ids were kept."
+    views = arrays.get(f'test_views_{head}')
+    return {} if views is None else view_agreement(views)
+
+
+def run_clusters(arrays: dict, split: str = 'test') -> np.ndarray:
+    """The clusters of the head that speaks for a run: what `run_stability` compares between seeds.
+
+    Parameters
+    ----------
+    arrays : dict       as in `score_run`
+    split : str         test or train
+
+    Returns
+    -------
+    int array (N,)      cluster of each image
+    """
+    return arrays[f'{split}_probs_{_chosen_head(arrays, _known_classes(arrays))}'].argmax(1)
+
+
+def _known_classes(arrays):
+    "How many classes the labels of both splits name; None without labels."
+    labels = [arrays[f'{split}_labels'] for split in ('test', 'train') if arrays.get(f'{split}_labels') is not None]
+    known = np.concatenate([ids[ids >= 0] for ids in map(np.asarray, labels)]) if labels else []
+    return len(np.unique(known)) or None
+
 # %% ../nbs/60_metrics.ipynb #136-97a0f933
 def score_run(arrays: dict) -> dict:
     """Every clustering score of one run.
@@ -742,14 +798,15 @@ def score_run(arrays: dict) -> dict:
     dict                best_head; with labels the `cluster_scores` of that head on the held-out images, the same with the
                         suffix _train on the training images, `acc_class/<name>`, `acc_many_to_one_<size>` for each other
                         size and `acc_over_<size>` (no acc where no head has as many clusters as the data has classes);
-                        acc_top5 for heads of more than five clusters, acc_val, with labels on both splits acc_tr; always
-                        the `internal_scores` of the held-out images; splits without labels are left out
+                        acc_top5 for heads of more than five clusters, acc_val, with labels on both splits acc_tr;
+                        `<name>_low` and `_high` of acc, nmi and ari; agreement with `test_views_<h>`; always the
+                        `internal_scores` of the held-out images; splits without labels are left out
     """
     known = [split for split in ('test', 'train') if arrays.get(f'{split}_labels') is not None]
-    labels = np.concatenate([arrays[f'{split}_labels'] for split in known]) if known else None
-    n_classes = len(np.unique(labels[labels >= 0])) if known else None
+    n_classes = _known_classes(arrays)
     head = _chosen_head(arrays, n_classes)
     scores = {'best_head': head} | internal_scores(arrays['test_embeddings'], arrays[f'test_probs_{head}'])
+    scores |= _repeated(arrays, head)
     for split in known:
         scores |= {name + {'test': '', 'train': '_train'}[split]: value for name, value in _split_scores(arrays, split, head).items()}
     if 'test' not in known:
@@ -759,9 +816,11 @@ def score_run(arrays: dict) -> dict:
         found = _split_scores(arrays, 'test', best_head(_sizes(arrays), arrays['head_loss'], size))
         scores |= {f'{name}_{size}': found[name] for name in ('acc_many_to_one', 'acc_over')}
     scores |= _carried_names(arrays, head, 'train' in known)
-    if arrays['classes'][head] != n_classes:
+    clusters, same_size = arrays[f'test_probs_{head}'].argmax(1), arrays['classes'][head] == n_classes
+    scores |= bootstrap_interval(clusters, labels, ('acc', 'nmi', 'ari') if same_size else ('nmi', 'ari'))
+    if not same_size:
         return {name: value for name, value in scores.items() if name not in ('acc', 'acc_train')}
-    return scores | class_accuracy(arrays[f'test_probs_{head}'].argmax(1), labels, arrays.get('class_names'))
+    return scores | class_accuracy(clusters, labels, arrays.get('class_names'))
 
 # %% ../nbs/60_metrics.ipynb #140-05a77a8b
 def score_heads(arrays: dict, split: str = 'test') -> dict:
