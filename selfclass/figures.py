@@ -29,7 +29,7 @@ from .core import load_arrays, load_json, nearest
 from .errors import DataError, MissingLabelsError, ParamsError
 from .metrics import (_ids, _matrix, _probabilities, best_head, confusion, majority_classes, match_clusters,
                                usage_scores)
-from .report import (_INK, _MUTED, _THUMB, _WARN, _WIDTH, _check_pixels, _check_runs, _draw_runs, _finish,
+from .report import (_INK, _MUTED, _PALE, _THUMB, _WARN, _WIDTH, _check_pixels, _check_runs, _draw_runs, _finish,
                               _name_ticks, _run_legend, _shorten, _thumbnail, plot_style)
 
 # %% ../nbs/65_figures.ipynb #007-c97ae215
@@ -203,14 +203,14 @@ def confidence_grid(pixels: np.ndarray, probs: np.ndarray, which: Sequence | Non
     pixels, probs = _check_pixels(pixels), _probabilities(probs, 'probs')
     _same_length(pixels=pixels, probs=probs)
     names, which = _names(names, probs.shape[1], 'names'), _which(which, probs)
-    sides = {'the surest images': surest_images(probs, n), 'images at the margin': margin_images(probs, n)}
+    sides = {'the surest images': surest_images(probs, n), 'at the margin: own and second cluster': margin_images(probs, n)}
     with plot_style():
         line = 2.9 / n * (_THUMB + 6 + _BELOW) / (_THUMB + 6)  # inches
         fig = Figure(figsize=(_WIDTH, .45 + len(which) * line), layout='constrained')
         for ax, (title, picks) in zip(fig.subplots(1, 2), sides.items()):
             picks = [picks[cluster] for cluster in which]
             tiles = [tile for pick in picks for tile in _padded([_thumbnail(pixels[i], _THUMB) for i in pick], n)]
-            told = [[_told(probs[i], names, 'margin' in title) for i in pick] for pick in picks]
+            told = [[_told(probs[i], names, 'margin' in title, 45 // n) for i in pick] for pick in picks]
             texts = [text for line in told for text in _padded(line, n)]
             _draw_sheet(ax, tiles, texts, n, below=_BELOW)
             ax.set_title(title, fontsize=9)
@@ -233,10 +233,10 @@ def _which(which, probs, most=10):
     return which
 
 
-def _told(row, names, rival):
-    "The probability of an image's cluster and, at the margin, of the second."
+def _told(row, names, rival, width):
+    "The probability of an image's cluster and, at the margin, that of the second and its name in `width` letters."
     order = np.argsort(-row, kind='stable')
-    second = f'\n{_shorten(names[order[1]], 8)}: {row[order[1]]:.0%}' if rival and len(row) > 1 else ''
+    second = f' : {row[order[1]]:.0%}\n{_shorten(names[order[1]], width)}' if rival and len(row) > 1 else ''
     return f'{row[order[0]]:.0%}{second}'
 
 
@@ -581,7 +581,7 @@ def entropy_figure(epoch: Sequence, entropies: np.ndarray, labels: np.ndarray) -
 def _draw_bands(ax, epoch, levels):
     "The range, the middle four fifths and the middle half of the clusters, and their median."
     names = 'all clusters', 'middle 80%', 'middle 50%'
-    for i, (name, grey) in enumerate(zip(names, ('#dbe4ec', '#a9bfd3', '#6f94b5'))):
+    for i, (name, grey) in enumerate(zip(names, ('#dbe4ec', '#a9bfd3', _PALE))):
         ax.fill_between(epoch, levels[i], levels[6 - i], color=grey, lw=0, label=name)
     ax.plot(epoch, levels[3], color=_INK, lw=2, marker='o', ms=3.5, label='median')
 
@@ -818,7 +818,7 @@ def confidence_figure(probs: np.ndarray, labels: np.ndarray | None = None, match
 def _histogram_panel(ax, confidence, bins):
     "How many images are how sure."
     share = np.full(len(confidence), 1 / len(confidence))
-    ax.hist(confidence, bins=np.linspace(0, 1, bins + 1), weights=share, color='#6f94b5', ec='white')
+    ax.hist(confidence, bins=np.linspace(0, 1, bins + 1), weights=share, color=_PALE, ec='white')
     ax.set(xlabel='confidence', ylabel='share of images', xlim=(0, 1))
 
 
@@ -926,7 +926,6 @@ def projection_figure(points: np.ndarray, clusters: np.ndarray, labels: np.ndarr
         looks = _shared_looks(clusters, labels)
         for ax, (name, ids, names), look in zip(fig.subplots(1, len(sides), squeeze=False)[0], sides, looks):
             _draw_map(ax, points, ids, look, names)
-            ax.margins(y=.08)
             ax.set_title(f'by {name}', fontsize=9)
         return _finish(fig, _map_alt(clusters, labels))
 
@@ -962,13 +961,34 @@ def _draw_map(ax, points, ids, looks, names):
     rest = ~np.isin(ids, list(looks))
     ax.scatter(*points[rest].T, s=size / 2, color='#8c959f', marker='o', lw=0, **many)
     for group, look in looks.items():
-        ax.scatter(*points[ids == group].T, s=size, ec='white', lw=.3, alpha=.85, **look, **many)
-    for group in looks:
-        name = _shorten(str(group) if names is None else str(names[group]), 12)
-        ax.annotate(name, _above(points[ids == group]), (0, 4), textcoords='offset points', ha='center', weight='bold',
-                    fontsize=9 if len(looks) <= 12 else 7, path_effects=[withStroke(linewidth=2.5, foreground='white')])
+        ax.scatter(*points[ids == group].T, s=size, ec=_MUTED, lw=.3, alpha=.85, **look, **many)
+    ax.margins(y=.08)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
+    told = {group: _shorten(str(group) if names is None else str(names[group]), 12) for group in looks}
+    _write_names(ax, list(told.values()), np.array([_above(points[ids == group]) for group in told]).reshape(-1, 2))
+
+
+def _write_names(ax, names, places):
+    "Names above their places, none on top of another."
+    letters = 9 if len(names) <= 12 else 7
+    unit = ax.bbox.width, ax.bbox.height                            # before the layout: a little too large
+    scale = np.array(unit) / np.ptp([ax.get_xlim(), ax.get_ylim()], axis=1) * 72 / ax.figure.dpi
+    boxes = np.array([(.65 * letters * len(name), 1.25 * letters) for name in names]).reshape(-1, 2)
+    for name, place, up in zip(names, places, _lifted(places * scale, boxes)):
+        ax.annotate(name, place, (0, 4 + up), textcoords='offset points', ha='center', weight='bold', fontsize=letters,
+                    annotation_clip=False, path_effects=[withStroke(linewidth=2.5, foreground='white')])
+
+
+def _lifted(places, boxes):
+    "How far each box (width, height) above its place (x, y) must rise to stand on none of those below it."
+    top, done = np.array(places, float), []
+    for i in np.argsort(places[:, 1], kind='stable'):
+        for j in sorted(done, key=lambda j: top[j, 1]):
+            if (abs(top[i] - top[j]) < (boxes[i] + boxes[j]) / 2).all():
+                top[i, 1] = top[j, 1] + (boxes[i, 1] + boxes[j, 1]) / 2
+        done.append(i)
+    return (top - places)[:, 1]
 
 
 def _above(points):
@@ -1045,7 +1065,8 @@ CAPTIONS = {
     'entropy': 'Entropy of the classes within each cluster over time (as SeLa, Figure A.3).',
     'filters': 'Filters of the first convolution (as SeLa, Figure A.2).',
     'sweep': 'Metrics against what was varied (as Figure 2 of the k-means paper).',
-    'confidence': 'Confidence against accuracy on held-out images (as SCAN, Figure 5).',
+    'confidence': 'Confidence against accuracy on held-out images (as SCAN, Figure 5); larger marks hold more images, '
+                  'the bars are 95 % intervals.',
     'map': 'Embeddings of held-out images in the plane, by cluster and class; distances between groups mean nothing.',
 }
 

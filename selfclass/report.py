@@ -676,7 +676,7 @@ def _write_counts(ax, matrix, share, most=20):
     "Counts in the cells; zeros are left out, and everything if there are too many classes."
     for row, column in np.argwhere(matrix) if len(matrix) <= most else []:
         ax.text(column, row, matrix[row, column], ha='center', va='center', fontsize=9 if len(matrix) <= 12 else 7,
-                color='white' if share[row, column] > 0.55 else _INK)
+                color='white' if share[row, column] > 0.7 else 'black')
 
 # %% ../nbs/64_report.ipynb #125-30b9e407
 def _name_ticks(ax, rows, columns, most=40):

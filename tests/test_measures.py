@@ -4,12 +4,12 @@ import itertools
 import numpy as np
 import pytest
 import sklearn.metrics as reference
-from conftest import python
-from selfclass.core import save_arrays
+from conftest import ROOT, cells_of, python, source_of
+from selfclass.core import load_json, save_arrays
 from selfclass.errors import DataError, MissingInputError, MissingLabelsError, ParamsError
 from selfclass.metrics import (accuracy, bootstrap_interval, class_accuracy, cluster_accuracy, cluster_scores, confusion, contingency, internal_scores,
-                               majority_classes, match_clusters, overcluster_classes, read_predictions, score_heads, score_predictions, score_run,
-                               seed_stability, top_accuracy, transfer_scores, usage_scores, view_agreement)
+                               majority_classes, match_clusters, overcluster_classes, read_predictions, run_clusters, run_stability, score_heads,
+                               score_predictions, score_run, seed_stability, top_accuracy, transfer_scores, usage_scores, view_agreement)
 
 SHAPES = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 6), (6, 3), (6, 6)]
 
@@ -140,6 +140,53 @@ def test_a_run_and_its_heads():
     assert not any('acc' in name for name in blind) and blind['head0/confidence'] == heads['head0/confidence']
 
 
+def test_a_run_has_intervals_and_what_its_views_say():
+    run = a_run()
+    scores, clusters, labels = score_run(run), run['test_probs_1'].argmax(1), run['test_labels']
+    assert (run_clusters(run) == clusters).all() and (run_clusters(run, 'train') == run['train_probs_1'].argmax(1)).all()
+    expected = bootstrap_interval(clusters, labels, ('acc', 'nmi', 'ari'))
+    assert len(expected) == 6 and all(scores[name] == value for name, value in expected.items())
+    assert all(scores[f'{name}_low'] < scores[name] < scores[f'{name}_high'] for name in ('acc', 'nmi', 'ari'))
+    views = np.stack([clusters, np.where(np.arange(80) % 4, clusters, 3 - clusters)])
+    seen = score_run(run | {'test_views_1': views, 'test_views_0': 0 * views})              # those of the head that speaks
+    assert seen['agreement'] == .75 and seen['agreement_kappa'] == pytest.approx(reference.cohen_kappa_score(*views)) and 'agreement' not in scores
+    blind = score_run(a_run(labels=False) | {'test_views_1': views})
+    assert blind['agreement'] == .75 and not any(name.startswith(('acc', 'nmi')) for name in blind)
+
+
+def test_stability_of_each_run_and_of_all():
+    gen = np.random.default_rng(0)
+    first = gen.integers(0, 5, 400)
+    runs = [first, np.where(gen.random(400) < .8, (first + 1) % 5, gen.integers(0, 5, 400)), gen.integers(0, 5, 400)]
+    each, pairs = run_stability(runs), {(i, j): reference.adjusted_rand_score(runs[i], runs[j]) for i, j in itertools.combinations(range(3), 2)}
+    for i, found in enumerate(each):
+        mine = [value for pair, value in pairs.items() if i in pair]
+        assert found == pytest.approx({'stability_ari': np.mean(mine), 'stability_ari_min': min(mine)})
+    assert np.mean([found['stability_ari'] for found in each]) == pytest.approx(seed_stability(runs)['stability_ari'])
+    assert min(found['stability_ari'] for found in each) == each[2]['stability_ari']         # the one that found something else
+
+
+def test_cluster_stage_writes_runs_heads_and_stability(tmp_path):
+    "Three seeds, of which two agree; labels, then none; one seed alone has no stability. Without torch."
+    (tmp_path/'settings.ini').symlink_to(ROOT/'settings.ini')
+    source = '\n'.join(source_of(cell) for cell in cells_of(ROOT/'nbs'/'pipeline'/'cluster.ipynb') if cell['cell_type'] == 'code')
+    def stage(run, *seeds):
+        for seed in seeds:
+            changed = {'test_probs_1': np.roll(run['test_probs_1'], seed, axis=1) if seed < 2 else np.roll(run['test_probs_1'], 7, axis=0)}
+            save_arrays(tmp_path/'out'/'embed'/'selfclassifier'/'shapes'/f'{seed}.npz', **run | changed)
+        ran = python('-W', 'error', '-c', source.replace('seeds = [0]', f'seeds = {list(seeds)}') + '\nimport sys; print("torch" in sys.modules)', cwd=tmp_path)
+        assert ran.returncode == 0 and ran.stdout.split()[-1] == 'False', ran.stderr
+        return [load_json(tmp_path/'out'/'cluster'/'selfclassifier'/f'shapes{end}.json') for end in ('', '-heads')]
+    scores, heads = stage(a_run(), 0, 1, 2)
+    assert scores['0']['acc'] == scores['1']['acc'] == heads['1']['head1/acc'] and scores['0']['acc_low'] < scores['0']['acc'] < scores['0']['acc_high']
+    assert {name.split('/')[0] for name in heads['0']} == {'head0', 'head1', 'head2'} and heads['0']['head2/n_clusters'] == 9
+    assert {'usage_entropy', 'empty_clusters', 'confidence', 'margin', 'acc_tr', 'acc_val', 'acc_over_9', 'stability_ari'} <= set(scores['0'])
+    assert scores['2']['stability_ari'] < scores['0']['stability_ari'] and scores['2']['stability_ari_min'] < .2 < scores['0']['stability_ari']
+    blind, heads = stage(a_run(labels=False), 0, 1)
+    assert blind['0']['stability_ari'] == 1 and 'acc' not in blind['0'] and 'head1/usage_entropy' in heads['0'] and 'head1/acc' not in heads['0']
+    assert 'stability_ari' not in stage(a_run(), 0)[0]['0']
+
+
 def test_saved_predictions_in_every_form(tmp_path):
     run = a_run()
     probs, label = run['test_probs_1'], run['test_labels']
@@ -196,7 +243,10 @@ def test_bad_files_are_named(tmp_path):
 
 @pytest.mark.parametrize('call', [lambda: cluster_scores([0, 1], [0]), lambda: cluster_scores([0., 1.], [0, 1]), lambda: cluster_scores([], []), lambda: contingency([0, -2], [0, 1]),
                                   lambda: top_accuracy([0, 1], [[.5, np.nan]], [0]), lambda: internal_scores([[1.], [2.]], [[np.nan], [1.]]),
-                                  lambda: view_agreement([[0, 1]]), lambda: seed_stability([[0, 1], [0]]), lambda: score_heads({'classes': [3]})])
+                                  lambda: view_agreement([[0, 1]]), lambda: seed_stability([[0, 1], [0]]), lambda: run_stability([[0, 1]]),
+                                  lambda: score_run(a_run() | {'test_labels': np.linspace(0, 1, 80)}), lambda: score_run(a_run() | {'test_labels': np.zeros(79, int)}),
+                                  lambda: score_run(a_run() | {'test_embeddings': np.zeros((0, 4)), 'test_probs_1': np.zeros((0, 4))}),
+                                  lambda: score_run(a_run() | {'test_probs_1': np.full((80, 4), np.nan)}), lambda: score_run(a_run() | {'test_views_1': np.full((2, 80), .5)}), lambda: score_heads({'classes': [3]})])
 def test_bad_arrays_are_data_errors(call):
     with pytest.raises(DataError):
         call()

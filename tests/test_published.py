@@ -10,7 +10,7 @@ from conftest import ROOT, cells_of, python, source_of
 from selfclass.core import load_json, read_yaml, save_json
 from selfclass.errors import DataError, ParamsError
 from selfclass.published import Number, published, published_data, published_tables
-from selfclass.report import compare, comparison_csv, comparison_html, comparison_latex, comparison_markdown, comparisons, not_run, pipeline_scores
+from selfclass.report import compare, comparison_csv, comparison_html, comparison_latex, comparison_markdown, comparison_page, comparisons, not_run, pipeline_scores
 
 FACTS = ROOT.parent/'shared'/'facts'/'published_results.yaml'                # beside the repository where it was written; elsewhere the counts below stand for it
 # rows, cells with a number, dashes, rows in doubt; counted in the collected facts
@@ -144,6 +144,36 @@ def test_saved_predictions_of_imagenets_size_give_tables_1_to_3(tmp_path):
     assert float(ours_of(compare(scores, 'self-classifier/2'))[0]['10']) > 40 > 0
 
 
+def test_probes_take_their_columns_and_say_which_protocol_they_are():
+    "The published linear protocol comes before its short cut, which has a footnote; conv1-5 stand in SeLa's columns."
+    short, crops = ({'linear_top1': .724}, {'linear_top1': .724, 'linear_crops_top1': .741})
+    for name, label in (('self-classifier/4', {'epochs': 100}), ('sela/4', {}), ('sela/7', {}), ('kmeans/a1', {}), ('kmeans/1', {})):
+        for scores, text, marked in ((short, '72.4', True), (crops, '74.1', False)):
+            found = compare(scores, name, **label)
+            cell = next(cell for line in found.lines if line.ours for cell in line.cells if cell.number)
+            assert round(cell.number.mean, 1) == float(text) and bool(cell.marks) == marked, name
+            assert any('random crops' in note for note in found.footnotes) == marked
+            assert ('random crops' in comparison_latex(found)) == marked
+    layers = {f'conv{i}_top1': .1 * i for i in range(1, 6)}
+    assert list(ours_of(compare(layers, 'sela/5'))[0].values()) == ['10.0', '20.0', '30.0', '40.0', '50.0']
+    both = ours_of(compare([{'scores': layers, 'dataset': 'imagenet'}, {'scores': {'conv5_top1': .33}, 'dataset': 'places205'}], 'sela/3'))[0]
+    assert both['imagenet/c2'] == '20.0' and both['places/c5'] == '33.0' and both['places/c1'] == 'not run'
+
+
+def test_the_probe_stage_is_read_where_it_ran(tmp_path):
+    for stage, scores in (('cluster', {'acc': .9, 'stability_ari': .8}), ('linear', {'linear_top1': .7}),
+                          ('probe', {'linear_crops_top1': .75, 'conv1_top1': .2, 'semi_1pct_top1': .5, 'semi_10pct_top1': .6, 'few_shot_5_top1': .4})):
+        save_json({'0': scores}, tmp_path/stage/'selfclassifier'/'imagenet.json')
+    runs = pipeline_scores(tmp_path, {'imagenet': {}}, {'selfclassifier': {}}, [0])
+    assert len(runs[0]['scores']['0']) == 8
+    tables = {found.table.name: found for found in comparisons(runs)}
+    assert {'self-classifier/1', 'sela/3', 'sela/4', 'sela/5', 'sela/6', 'sela/7', 'kmeans/a1'} <= set(tables)
+    assert '75.0' in ours_of(tables['sela/4'])[0].values() and ours_of(tables['sela/5'])[0]['c1'] == '20.0'
+    page = comparison_page('all', list(tables.values()), runs)
+    for words in ('semi_1pct_top1', 'fine-tuning on 10 % of the labels', 'few_shot_5_top1', 'stability_ari', 'agreement of the clusters with those of the other seeds'):
+        assert words in page, words                                   # numbers without a column in any paper are not lost
+
+
 def test_seeds_become_mean_sd_and_n():
     found = compare({str(seed): RUN | {'acc': .37 + .01 * seed} for seed in range(3)}, 'self-classifier/1')
     line = next(line for line in found.lines if line.ours)
@@ -220,6 +250,9 @@ def test_make_tables(tmp_path):
     stems = ('self-classifier-1', 'scan-1', 'scan-2', 'scan-3')
     assert {file.name for file in (tmp_path/'out'/'tables').iterdir()} == {'index.html'} | {f'{stem}.{end}' for stem in stems for end in ('md', 'tex', 'html', 'csv')}
     assert '60.0' in (tmp_path/'out'/'tables'/'scan-3.md').read_text()
+    assert python('-m', 'selfclass.report', '--all', cwd=tmp_path).returncode == 0
+    every = {file.name for file in (tmp_path/'out'/'tables').iterdir()}
+    assert len(every) == 1 + 4 * len(COUNTS) and 'not run' in (tmp_path/'out'/'tables'/'kmeans-2.md').read_text()
     assert python('-m', 'selfclass.report', '--params', 'nowhere.yaml', cwd=tmp_path).returncode == 2
 
 
