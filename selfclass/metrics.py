@@ -760,7 +760,7 @@ def _carried_names(arrays, head, trained):
 def _repeated(arrays, head):
     "Agreement of the head with itself in random views of the held-out images, where their ids were kept."
     views = arrays.get(f'test_views_{head}')
-    return {} if views is None else view_agreement(views)
+    return {} if views is None else view_agreement(np.asarray(views).T)
 
 
 def run_clusters(arrays: dict, split: str = 'test') -> np.ndarray:
@@ -791,7 +791,8 @@ def score_run(arrays: dict) -> dict:
     Parameters
     ----------
     arrays : dict       classes (H,), head_loss (H,); for split in train, test: `<split>_embeddings` (N,D),
-                        `<split>_probs_<h>` (N,C_h), and, with labels, `<split>_labels` (N,); `class_names` optional
+                        `<split>_probs_<h>` (N,C_h), and, with labels, `<split>_labels` (N,); optional: `class_names`,
+                        `test_views_<h>` int (N,V), the clusters of V random views of each image
 
     Returns
     -------

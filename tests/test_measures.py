@@ -147,9 +147,9 @@ def test_a_run_has_intervals_and_what_its_views_say():
     expected = bootstrap_interval(clusters, labels, ('acc', 'nmi', 'ari'))
     assert len(expected) == 6 and all(scores[name] == value for name, value in expected.items())
     assert all(scores[f'{name}_low'] < scores[name] < scores[f'{name}_high'] for name in ('acc', 'nmi', 'ari'))
-    views = np.stack([clusters, np.where(np.arange(80) % 4, clusters, 3 - clusters)])
+    views = np.stack([clusters, np.where(np.arange(80) % 4, clusters, 3 - clusters)], axis=1)
     seen = score_run(run | {'test_views_1': views, 'test_views_0': 0 * views})              # those of the head that speaks
-    assert seen['agreement'] == .75 and seen['agreement_kappa'] == pytest.approx(reference.cohen_kappa_score(*views)) and 'agreement' not in scores
+    assert seen['agreement'] == .75 and seen['agreement_kappa'] == pytest.approx(reference.cohen_kappa_score(*views.T)) and 'agreement' not in scores
     blind = score_run(a_run(labels=False) | {'test_views_1': views})
     assert blind['agreement'] == .75 and not any(name.startswith(('acc', 'nmi')) for name in blind)
 
@@ -246,7 +246,7 @@ def test_bad_files_are_named(tmp_path):
                                   lambda: view_agreement([[0, 1]]), lambda: seed_stability([[0, 1], [0]]), lambda: run_stability([[0, 1]]),
                                   lambda: score_run(a_run() | {'test_labels': np.linspace(0, 1, 80)}), lambda: score_run(a_run() | {'test_labels': np.zeros(79, int)}),
                                   lambda: score_run(a_run() | {'test_embeddings': np.zeros((0, 4)), 'test_probs_1': np.zeros((0, 4))}),
-                                  lambda: score_run(a_run() | {'test_probs_1': np.full((80, 4), np.nan)}), lambda: score_run(a_run() | {'test_views_1': np.full((2, 80), .5)}), lambda: score_heads({'classes': [3]})])
+                                  lambda: score_run(a_run() | {'test_probs_1': np.full((80, 4), np.nan)}), lambda: score_run(a_run() | {'test_views_1': np.full((80, 2), .5)}), lambda: score_heads({'classes': [3]})])
 def test_bad_arrays_are_data_errors(call):
     with pytest.raises(DataError):
         call()
