@@ -210,7 +210,7 @@ def confidence_grid(pixels: np.ndarray, probs: np.ndarray, which: Sequence | Non
         for ax, (title, picks) in zip(fig.subplots(1, 2), sides.items()):
             picks = [picks[cluster] for cluster in which]
             tiles = [tile for pick in picks for tile in _padded([_thumbnail(pixels[i], _THUMB) for i in pick], n)]
-            told = [[_told(probs[i], names, 'margin' in title, 45 // n) for i in pick] for pick in picks]
+            told = [[_told(probs[i], names, 'margin' in title, 40 // n) for i in pick] for pick in picks]
             texts = [text for line in told for text in _padded(line, n)]
             _draw_sheet(ax, tiles, texts, n, below=_BELOW)
             ax.set_title(title, fontsize=9)
@@ -236,8 +236,10 @@ def _which(which, probs, most=10):
 def _told(row, names, rival, width):
     "The probability of an image's cluster and, at the margin, that of the second and its name in `width` letters."
     order = np.argsort(-row, kind='stable')
-    second = f' : {row[order[1]]:.0%}\n{_shorten(names[order[1]], width)}' if rival and len(row) > 1 else ''
-    return f'{row[order[0]]:.0%}{second}'
+    first, second = (100 * row[order[:2]]) if len(row) > 1 else (100 * row[0], None)
+    if second is None or not rival:
+        return f'{first:.0f}%'
+    return f'{first:.0f} : {second:.0f}%\n{_shorten(names[order[1]], width)}'
 
 
 def _padded(items, n):

@@ -389,7 +389,7 @@ def _accuracy_panel(ax, curves, splits):
     "Accuracy against epochs: held-out solid, training (where it has labels) dashed."
     for split in splits:
         _draw_runs(ax, curves, split, '--' if split == 'train' else '-')
-    ax.set(xlabel='epoch', ylabel='clustering accuracy', ylim=(0, 1))
+    ax.set(xlabel='epoch', ylabel='clustering accuracy', ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
 
