@@ -9,6 +9,7 @@ from selfclass.lars import build_optimizer, warmup_cosine
 from selfclass.model import ClusterNet
 from selfclass.probe import knn_probe, linear_probe
 from selfclass.selfclassifier import NeighbourQueue, fit_selfclassifier, make_step
+from selfclass.transfer import _checked_protocols, crop_views
 
 RECIPES = sorted((ROOT/'conf').glob('*.yaml'))
 
@@ -43,6 +44,8 @@ def test_recipe_sections_fit_their_functions(file):
         check_arguments(load_splits, entry | params['data'], f'datasets.{name}')
     check_arguments(linear_probe, params['linear'], 'linear')
     check_arguments(knn_probe, params['knn'], 'knn')
+    for numbers in _checked_protocols(params['probe']).values():
+        assert crop_views(MultiCrop(**recipe['views']), **numbers.get('crops', {})).n_views == 1
     schedule = check_arguments(warmup_cosine, recipe['schedule'], 'schedule')
     lr = [warmup_cosine(e, recipe['epochs'], recipe['optimizer']['lr'], **schedule) for e in (0, schedule.get('warmup_epochs', 0), recipe['epochs'])]
     assert lr[1] == pytest.approx(recipe['optimizer']['lr']) and lr[2] == pytest.approx(schedule.get('final_lr', 0.), abs=1e-12)
@@ -62,3 +65,6 @@ def test_imagenet_recipe_holds_the_published_numbers(epochs):
     assert recipe['optimizer'] == dict(name='lars', lr=lr, momentum=.9, weight_decay=1e-6, trust_coefficient=.001)
     assert recipe['schedule'] == dict(warmup_epochs=10, start_lr=start, final_lr=final)
     assert params['linear']['lr'] == .8 and params['linear']['epochs'] == 100 and params['knn'] == dict(k=20, temperature=.1)
+    linear, semi = params['probe']['linear_eval'], params['probe']['semi_supervised']
+    assert (linear['lr'], linear['epochs'], linear['batch_size'], linear['momentum'], linear['standardize']) == (.8, 100, 4096, .9, False)
+    assert (semi['shares'], semi['lr'], semi['head_lr'], semi['drops'], semi['factor']) == ([.01, .1], [.02, .01], [5., .2], [12, 16], .2)

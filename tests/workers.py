@@ -88,3 +88,21 @@ def batch_norm(size):
     sum_over_ranks((y * w[rank()::world_size()].flatten(1)).sum(), whole_group()).backward()
     deal = [all_gather_batch(t) for t in (y, mine.grad / world_size())]
     return [*deal, *net.state_dict().values()]
+
+
+def transfer_protocols(folder, train, test, section):
+    "Scores of all protocols, which held-out images this process saw, and logits of what was trained, on held-out images."
+    from selfclass import transfer
+    kept, scored, score = [], [], transfer.score_images
+
+    def watched(logits_of, names, images, view, *rest, **more):
+        kept.append(logits_of(view(images.batch(range(40)))).detach())
+        return score(logits_of, names, images, view, *rest, **more)
+    transfer.score_images = watched
+    try:
+        scores = transfer.run_probes(folder, train, test, section)
+    finally:
+        transfer.score_images = score
+    for index, _ in transfer._share_batches(test, 10, 0):
+        scored += index.tolist()
+    return {'scores': scores, 'logits': kept, 'scored': scored}
