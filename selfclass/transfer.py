@@ -260,7 +260,8 @@ def linear_eval(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCro
     Source: Self-Classifier sec. 5.3 and 6.2. Table 4, ResNet-50 on ImageNet: 72.4, 73.5, 74.2 and 74.1 after 100, 200, 400 and 800 epochs.
     """
     _check_training(epochs, batch_size, lr)
-    device, view, size = pick_device(device), crop_views(views, **crops), dict(batch_size=min(batch_size, 512), device=pick_device(device), workers=workers)
+    device, view = pick_device(device), crop_views(views, **crops)
+    size = dict(batch_size=min(batch_size, 512), device=device, workers=workers)
     _classes_of(test), _classes_of(train)
     with _borrowed(net, device):
         look = lambda x: [_seen(net.features, x)]
@@ -651,18 +652,18 @@ def few_shot(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCrop, 
 
     Source: Assran et al. 2022 (logistic regression, means over three draws); Snell et al. 2017 (nearest class mean).
     """
-    classes, device, size = _classes_of(train).numpy(), pick_device(device), (batch_size, pick_device(device), workers)
+    classes, device = _classes_of(train).numpy(), pick_device(device)
     if len(np.unique(classes)) < 2 or draws < 1 or not shots:
         raise DataError(f"few_shot compares classes, found {len(np.unique(classes))} in '{train.name}', {draws} draws and shots {shots}; give two or more classes and at least one of each")
     drawn = [draw_shots(classes, max(shots), (seed, draw)) for draw in range(draws)]
     needed, test_y = np.unique(drawn), _classes_of(test).numpy()
     with _borrowed(net, device):
-        x, test_x = (_gathered_features(net, images, views.plain, *size) for images in (train.subset(needed), test))
+        x, test_x = (_gathered_features(net, images, views.plain, batch_size, device, workers) for images in (train.subset(needed), test))
     table = torch.zeros(draws, len(shots), 2, dtype=torch.float64)
     for draw in range(rank(), draws, world_size()):
         for i, n in enumerate(shots):
             index = drawn[draw][:, :n].ravel()
-            table[draw, i] = torch.tensor(_shot_scores(x[np.searchsorted(needed, index)], classes[index], test_x, test_y, C))
+            table[draw, i] = torch.tensor(_shot_scores(x[np.searchsorted(needed, index)], classes[index], test_x, test_y, C), dtype=torch.float64)
     return _shot_summary(sum_over_ranks(table).numpy(), shots)
 
 
