@@ -577,7 +577,7 @@ def semi_supervised(net: nn.Module, train: ImageSet, test: ImageSet, views: Mult
     device, classes, scores = pick_device(device), _classes_of(train), {}
     _classes_of(test)
     for i, share in enumerate(shares):
-        name = f'semi_{100 * share:g}pct'
+        name = f'semi_{100 * share:g}pct'.replace('.', '_')
         chosen = train.subset(listed_images(train, lists[i]) if lists else labelled_share(classes, share, seed))
         model = fine_tune(net, chosen, crop_views(views, **crops), train.n_classes, lr[i], head_lr[i], epochs, drops, factor, batch_size, momentum, seed, device,
                           workers, checkpoints and Path(checkpoints)/name)
