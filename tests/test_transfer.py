@@ -13,7 +13,7 @@ from selfclass.dist import launch
 from selfclass.errors import DataError, MissingLabelsError, ParamsError
 from selfclass.hub import save_pretrained
 from selfclass.model import ClusterNet
-from selfclass.transfer import conv_probes, labelled_share, pooled_maps, pooled_side, probe_layers, run_probes, ten_crops
+from selfclass.transfer import conv_probes, crop_views, fine_tune, labelled_share, pooled_maps, pooled_side, probe_layers, run_probes, ten_crops
 
 SECTION = {
     'linear_eval': dict(epochs=3, batch_size=32, standardize=True),
@@ -153,6 +153,42 @@ def test_labelled_shares_are_balanced_and_nested(seed):
         assert np.array_equal(index, labelled_share(labels, share, seed))
         smaller = set(index)
     assert set(labelled_share(labels, .1, seed)) != set(labelled_share(labels, .1, seed + 10))
+
+
+def test_fine_tuning_is_the_plain_loop_with_two_learning_rates(run, sets):
+    "The same weights as torch's SGD with parameter groups and MultiStepLR, written out, from the same batches."
+    import copy
+    from torch.nn import functional as F
+    from selfclass.hub import load_pretrained
+    from selfclass.probe import linear_layer
+    from selfclass.train import ViewLoader
+    net, view, images = load_pretrained(run), crop_views(MultiCrop(preset='natural', global_size=16)), sets[0]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    ours = fine_tune(net, images, view, 4, lr=.02, head_lr=.3, epochs=4, drops=(1, 3), factor=.5, batch_size=32, seed=5)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    backbone, head = copy.deepcopy(net.backbone).train(), linear_layer(32, 4, seed=5)
+    optimizer = torch.optim.SGD([{'params': backbone.parameters()}, {'params': head.parameters(), 'lr': .3}], lr=.02, momentum=.9)
+    schedule, loader = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], gamma=.5), ViewLoader(images, view, 32, 5)
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        for index, (x,) in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(head(backbone(x)), torch.as_tensor(images.labels)[index]).backward()
+            optimizer.step()
+        schedule.step()
+    for (name, value), slow in zip(ours.state_dict().items(), [*backbone.state_dict().values(), *head.state_dict().values()]):
+        torch.testing.assert_close(value, slow, msg=lambda text: f'{name}: {text}')
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'alexnet'])
+def test_stages_of_the_papers_networks(name):
+    "A ResNet with the stem for small pictures, and torchvision's AlexNet at 224: every stage gets a score, on ten crops."
+    torch.manual_seed(0)
+    net, size = (models.alexnet(), 224) if name == 'alexnet' else (ClusterNet(backbone='resnet18', stem='cifar', hidden=None, dim=512, classes=(2,)), 32)
+    images = load_images('shapes', 'test', size=size).subset(range(12))
+    scores = conv_probes(net, images, images.subset(range(2)), MultiCrop(preset='natural', n_local=0, global_size=size), epochs=1, batch_size=6, device='cpu')
+    stages = [f'conv{i}' for i in range(1, 6)] if name == 'alexnet' else [f'layer{i}' for i in range(1, 5)]
+    assert list(scores) == [f'{stage}_top1' for stage in stages] and set(scores.values()) <= {0., .5, 1.}
 
 
 @pytest.mark.parametrize('protocol', SECTION)
