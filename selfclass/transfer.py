@@ -81,7 +81,8 @@ def _share_batches(images, batch_size, workers) -> Iterator[tuple[Tensor, Tensor
     if images.in_memory:
         yield from ((block, images.batch(block)) for block in blocks)
     else:
-        yield from zip(blocks, DataLoader(images, batch_sampler=[block.tolist() for block in blocks], num_workers=workers, collate_fn=list))
+        yield from zip(blocks, DataLoader(images, batch_sampler=[block.tolist() for block in blocks], num_workers=workers, collate_fn=list,
+                                          multiprocessing_context='spawn' if workers else None))
 
 
 def _viewed(images, view, batch_size, device, workers):

@@ -53,7 +53,7 @@ def test_two_processes_are_one(run, sets):
 
 
 def test_decoded_on_demand_is_in_memory(run, sets, tmp_path):
-    "Files of a folder give the scores of the same pixels in memory; training crops are decoded once, by the same random numbers."
+    "Files of a folder, some decoded by another process, give the scores of the same pixels in memory."
     from PIL import Image
     train, test = sets
     for split, images in (('train', train), ('test', test)):
@@ -64,7 +64,7 @@ def test_decoded_on_demand_is_in_memory(run, sets, tmp_path):
     files = [load_images(tmp_path, split, memory_budget=0) for split in ('train', 'test')]
     assert not files[0].in_memory
     held = [load_images(tmp_path, split) for split in ('train', 'test')]
-    section = {name: SECTION[name] | extra for name, extra in (('linear_eval', {}), ('few_shot', {}), ('conv_probes', {'epochs': 1}))}
+    section = {name: SECTION[name] | extra for name, extra in (('linear_eval', {}), ('few_shot', {'workers': 1}), ('conv_probes', {'epochs': 1}))}
     on_demand, in_memory = (run_probes(run, *images, section) for images in (files, held))
     for name, score in in_memory.items():
         assert on_demand[name] == pytest.approx(score, abs=.06), name           # views of bytes are rounded to bytes
