@@ -967,8 +967,7 @@ class MultiCrop:
         _check_options(self.options)
         self.n_global, self.n_views = n_global, n_global + n_local
 
-    def __call__(self, images: Tensor | list[Tensor], generator: Generator,
-                 share: tuple[int, int] = (0, 1)) -> list[Tensor]:
+    def __call__(self, images: Tensor | list[Tensor], generator: Generator, share: tuple[int, int] = (0, 1)) -> list[Tensor]:
         """Views (B,3,h,w) of uint8 images (B,3,H,W) or a list of (3,H,W), drawn from a generator on their device.
 
         `share` (first, step) says that they are images first, first + step, ... of a batch of B*step: they get the
