@@ -56,8 +56,9 @@ def unit_rows(source) -> Tensor:
 
 def _floats(rows):
     "Rows of a tensor or array as a float32 tensor (N, D), in memory and where the tensor was."
-    if rows.ndim != 2 or str(rows.dtype).removeprefix('torch.') not in ('float16', 'float32', 'float64'):
-        raise DataError(f'features should be floats (N, D), found {rows.dtype} {tuple(rows.shape)}; flatten and cast')
+    shape, kind = getattr(rows, 'shape', ()), str(getattr(rows, 'dtype', type(rows).__name__)).removeprefix('torch.')
+    if len(shape) != 2 or not len(rows) or kind not in ('float16', 'float32', 'float64'):
+        raise DataError(f'features should be floats (N, D) of at least one image, found {kind} {tuple(shape)}; flatten and cast')
     return rows.detach().float() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows, np.float32))
 
 
@@ -165,7 +166,7 @@ def _probabilities(kmeans, rows, device):
     if rows.ndim != 2 or rows.shape[1] != centres.shape[1]:
         raise DataError(f'rows should have the {centres.shape[1]} columns the centres have, found {tuple(rows.shape)}')
     shift, found = centres.mean(0), []
-    for start in range(0, len(rows), 4096):
+    for start in range(0, len(rows) or 1, 4096):                    # of none, one look that refuses them
         part = _floats(rows[start:start + 4096]).to(device)
         if not part.isfinite().all():
             raise DataError(f'rows should be finite, found NaN or infinity in rows {start}..{start + len(part) - 1}; look for a diverged run')
@@ -414,17 +415,18 @@ def read_features(source, split: str = 'train', name: str = 'features') -> dict:
         parts = [_of_arrays(source, split, name, 'the mapping')]
     else:
         parts = [_of_file(Path(file), split, name) for file in _feature_files(source, split)]
-    rows = [_checked(*part) for part in parts]
+    parts = [_checked(*part) for part in parts]
+    rows = [features for features, _ in parts]
     if len({part.shape[1] for part in rows}) > 1 or len({labels is None for _, labels in parts}) > 1:
         raise DataError(f'files should hold features of one width, all with labels or none, found widths '
                         f'{sorted({part.shape[1] for part in rows})}; read those that belong together')
     found = {'features': rows[0] if len(rows) == 1 else np.concatenate(rows)}
-    return found if parts[0][1] is None else found | {'labels': np.concatenate([labels for _, labels in parts]).astype(np.int64)}
+    return found if parts[0][1] is None else found | {'labels': np.concatenate([labels for _, labels in parts])}
 
 
 def _of_file(path, split, name):
     "Features and labels of one file."
-    if path.suffix not in ('.npz', '.npy', '.parquet'):
+    if require(path).suffix not in ('.npz', '.npy', '.parquet'):
         raise DataError(f'{path} is no file of features; save them as .npz, .npy or .parquet')
     if path.suffix == '.npz':
         return _of_arrays(load_arrays(path), split, name, path)
@@ -432,12 +434,15 @@ def _of_file(path, split, name):
 
 
 def _checked(rows, labels):
-    "Floats (N, D), one label each; whole numbers become floats."
-    rows = np.asarray(rows, np.float32) if np.asarray(rows[:0]).dtype.kind in 'iub' else rows
-    if rows.ndim != 2 or rows.dtype.kind != 'f' or labels is not None and len(labels) != len(rows):
+    "Floats (N, D) and int64 labels (N,) or None; features that are whole numbers become floats."
+    rows = rows if isinstance(rows, np.ndarray) else np.asarray(rows)
+    rows = rows.astype(np.float32) if rows.dtype.kind in 'iub' else rows
+    if rows.ndim != 2 or rows.dtype.kind != 'f' or labels is not None and np.shape(labels) != rows.shape[:1]:
         raise DataError(f'features should be floats (N, D) with one label per row or none, found {rows.dtype} {rows.shape}'
-                        f'{"" if labels is None else f" and {len(labels)} labels"}; mend the file')
-    return rows
+                        f'{"" if labels is None else f" and labels {np.shape(labels)}"}; mend the file')
+    if labels is not None and np.asarray(labels).dtype.kind not in 'iu':
+        raise DataError(f'labels should be whole numbers, found {np.asarray(labels).dtype}; number the classes, -1 marks what is unknown')
+    return rows, None if labels is None else np.asarray(labels).astype(np.int64)
 
 # %% ../nbs/53_kmeans.ipynb #ddd2718a
 def pixel_features(images: ImageSet) -> np.ndarray:
@@ -481,7 +486,7 @@ def backbone_features(images, weights: str | Path | Mapping, backbone: str = 're
     return embed_images(net, images, plain or MultiCrop().plain, batch_size, device, workers, heads=())['features']
 
 # %% ../nbs/53_kmeans.ipynb #cf7cab38
-def derive_kmeans(splits: Mapping[str, Mapping[str, np.ndarray]], n_clusters: Sequence[int] = (10,), n_components: int | None = None,
+def derive_kmeans(splits: Mapping[str, Mapping[str, np.ndarray]], n_clusters: tuple[int, ...] = (10,), n_components: int | None = None,
                   normalize: bool = False, n_init: int = 1, max_iter: int = 60, seed: int = 0,
                   device: str = 'auto') -> tuple[list[FeatureClusters], dict, np.ndarray]:
     """Clusters of training features, and what they say of the images of every split, as `embed.save_embeddings` takes it.
@@ -489,7 +494,7 @@ def derive_kmeans(splits: Mapping[str, Mapping[str, np.ndarray]], n_clusters: Se
     Parameters
     ----------
     splits : dict of dicts             "train" and others, each with features (N, D) and, if known, labels (N,): `read_features`
-    n_clusters : ints                  K of each head; heads of equal size start from different rows
+    n_clusters : tuple of int          K of each head; heads of equal size start from different rows
     n_components, normalize, n_init, max_iter, seed, device : as for `fit_clusters`
 
     Returns
@@ -500,11 +505,13 @@ def derive_kmeans(splits: Mapping[str, Mapping[str, np.ndarray]], n_clusters: Se
 
     Raises
     ------
-    ParamsError, DataError             as `fit_clusters`; no heads, no split "train"
+    ParamsError, DataError             as `fit_clusters`; no heads, no split "train", a split without features
     """
     _check_seed(seed)
-    if 'train' not in splits or not len(n_clusters):
-        raise ParamsError(f"k-means needs the split 'train' and at least one number of clusters, found {list(splits)} and {list(n_clusters)}")
+    if not isinstance(n_clusters, (tuple, list)) or not n_clusters:
+        raise ParamsError(f'n_clusters should list the clusters of each head, found {n_clusters!r}; one head of ten is [10]')
+    if 'train' not in splits or any('features' not in arrays for arrays in splits.values()):
+        raise DataError(f"k-means needs the features of the split 'train', and of each other split, found { {split: list(arrays) for split, arrays in splits.items()} }")
     train = splits['train']['features']
     reduction = fit_reduction(train, n_components, normalize, device)
     rows = {split: reduction.transform(arrays['features'], device) for split, arrays in splits.items()}

@@ -76,7 +76,7 @@ def test_beside_incremental_pca():
 
 def test_beside_mini_batch_kmeans():
     "The scores agree within the seeds' spread, and Lloyd's clusters are at least as tight."
-    (x, y), (held, held_y) = blobs(3000, spread=3.), blobs(800, seed=1, spread=3.)
+    (x, y), (held, held_y) = blobs(1500, spread=3.), blobs(800, seed=1, spread=3.)
     scores = lambda train, test: transfer_scores(train, y, test, held_y, 8)['acc_tr']
     ours, theirs, tight, loose = [], [], [], []
     for seed in range(5):
