@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['label_shares', 'log_masses', 'Scaling', 'sinkhorn', 'assign_labels', 'balanced_sizes', 'round_balanced',
            'self_labels', 'self_label_loss', 'update_steps', 'step_rate', 'EveryImage', 'collect_embeddings',
-           'HeadRows', 'first_labels', 'SelfLabels', 'save_labels', 'read_labels', 'Trainee', 'make_step',
-           'self_label_losses', 'SelaRun', 'fit_sela']
+           'HeadRows', 'first_labels', 'SelfLabels', 'check_labels', 'save_labels', 'read_labels', 'Trainee',
+           'make_step', 'self_label_losses', 'SelaRun', 'fit_sela']
 
 # %% ../nbs/51_sela.ipynb #3e2b7e23
 import csv, math, time
@@ -558,6 +558,32 @@ class SelfLabels:
         self.labels, self.scales, self.step, self.renewed, self.diary = (state[name] for name in ('labels', 'scales', 'step', 'renewed', 'diary'))
 
 # %% ../nbs/51_sela.ipynb #10ad8a7b
+def check_labels(labels, n: int, classes) -> Tensor:
+    """Labels that a network can be trained on, as they are.
+
+    Parameters
+    ----------
+    labels : int array (H, N)
+    n : int                   N, images that need one
+    classes : sequence (H,)   labels of each head
+
+    Returns
+    -------
+    Tensor                    int64 (H, N), a copy
+
+    Raises
+    ------
+    DataError                 another shape, no whole numbers, or a label that the head does not have
+    """
+    labels = torch.tensor(np.asarray(labels))
+    if labels.shape != (len(classes), n) or labels.is_floating_point():
+        raise DataError(f'labels should be whole numbers ({len(classes)}, {n}), one row per head, found {labels.dtype} {tuple(labels.shape)}')
+    for h, (y, k) in enumerate(zip(labels, classes)):
+        if y.min() < 0 or y.max() >= k:
+            raise DataError(f'labels of head {h} should be 0 to {k - 1}, found {y.min()} to {y.max()}; set classes to match')
+    return labels.long()
+
+# %% ../nbs/51_sela.ipynb #f72adc57
 def save_labels(labels: Tensor, path) -> Path:
     """Write labels as a table: image, head_0, head_1, ...
 
@@ -604,10 +630,7 @@ def read_labels(path, n: int, classes) -> Tensor:
         raise DataError(f'{path} should hold whole numbers below a line of names ({error}); see save_labels') from None
     if table.shape != (n, len(classes) + 1) or (table[:, 0] != np.arange(n)).any():
         raise DataError(f'{path} should have a line for each of {n} images in their order and a column for each of {len(classes)} heads, found {len(table)} lines and {table.shape[1] - 1} heads')
-    for h, k in enumerate(classes):
-        if table[:, h + 1].min() < 0 or table[:, h + 1].max() >= k:
-            raise DataError(f'labels of head {h} in {path} should be 0 to {k - 1}, found {table[:, h + 1].min()} to {table[:, h + 1].max()}; set classes to match')
-    return torch.from_numpy(table[:, 1:].T.copy())
+    return check_labels(torch.from_numpy(table[:, 1:].T.copy()), n, classes)
 
 # %% ../nbs/51_sela.ipynb #6e150800
 class Trainee(nn.Module):
@@ -706,7 +729,7 @@ def _given_labels(labels, n, classes, prior, seed):
     "Labels to begin with: from a file, as they are given, or random."
     if labels is None:
         return first_labels(n, classes, prior, seed)
-    return read_labels(labels, n, classes) if isinstance(labels, (str, Path)) else torch.as_tensor(labels).clone()
+    return read_labels(labels, n, classes) if isinstance(labels, (str, Path)) else check_labels(labels, n, classes)
 
 # %% ../nbs/51_sela.ipynb #9c510213
 def _checked(loss, updates, sinkhorn_numbers, inputs):
