@@ -207,3 +207,16 @@ def test_labels_of_another_set_are_refused(tmp_path):
         fit_sela(sela_workers.stripes(), **(sela_workers.RECIPE | dict(labels=str(file))))
     with pytest.raises(DataError, match='fewer than one batch'):
         fit_sela(ImageSet('few', sela_workers.stripes().pixels[:9]), **sela_workers.RECIPE)
+
+
+def test_settings_of_the_original_are_parameters():
+    "One view, SGD, rate that drops, sum over heads, first renewal after a start on random labels, one head at a time from equal factors, batch statistics."
+    run = fit_sela(sela_workers.stripes(), **(sela_workers.RECIPE | dict(
+        views=dict(preset='natural', n_global=1, n_local=0, global_size=16), model=dict(backbone='resnet18', stem='cifar', hidden=None, dim=512, classes=(3, 5)),
+        epochs=2, schedule=dict(drops=[1], factor=.1), loss=dict(reduction='sum'), updates=dict(number=3, first=1, in_turn=True, warm_start=False),
+        inputs=dict(train_mode=True), sinkhorn=dict(rounding='balanced', prior=[.5, .3, .2]))))
+    assert [(line['step'], line['head']) for line in run.diary] == [(1, 0), (6, 1)]
+    assert [row['lr'] for row in run.record.rows] == [.05, .005]
+    assert run.labels[0].bincount().tolist() == [25, 15, 10] and run.labels[1].bincount().tolist() == [10] * 5
+    entropy = -sum(p * math.log(p) for p in (.5, .3, .2))
+    assert run.record.collapse == pytest.approx(entropy + math.log(5), rel=1e-6)              # of a sum, with the prior of the head it fits
