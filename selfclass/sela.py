@@ -366,24 +366,32 @@ def _rate(schedule, epochs, lr):
     return partial(rate, lr=lr, **numbers) if rate is step_rate else partial(rate, epochs=epochs, lr=lr, **numbers)
 
 # %% ../nbs/51_sela.ipynb #709b71c1
+class _FilledUp:
+    "An order of batches whose last one is filled up with images of the first."
+
+    def __init__(self, order):
+        self.order = order
+
+    def __call__(self, epoch, i):
+        self.order(epoch, 0)                                                # draws the order of the epoch
+        start, size = i * self.order.batch_size, self.order.batch_size
+        return self.order.kept[1][torch.arange(start, start + size) % self.order.n]
+
+
 class EveryImage(ViewLoader):
     "A `ViewLoader` whose epochs hold every image; the last batch is filled up from the first."
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.order = _FilledUp(self.order)
 
     def __len__(self):
         return -(-len(self.images) // self.batch_size)
 
-    def index(self, i, epoch=None):
-        "Positions in the data set of this process's share of batch `i`: (batch_size / processes,)."
-        super().index(0, epoch)                                             # draws the order of the epoch
-        return self._order[1][self._places(i) % len(self.images)]
-
     def is_new(self, i) -> Tensor:
         "Which images of this process's share of batch `i` were not in an earlier batch: bool (batch_size / processes,)."
-        return self._places(i) < len(self.images)
-
-    def _places(self, i):
         first, step = self.share
-        return torch.arange(i * self.batch_size, (i + 1) * self.batch_size)[first::step]
+        return torch.arange(i * self.batch_size, (i + 1) * self.batch_size)[first::step] < len(self.images)
 
 # %% ../nbs/51_sela.ipynb #aa8bcf18
 @torch.no_grad()
