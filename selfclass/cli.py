@@ -43,6 +43,7 @@ def only_key(section: dict, name: str, given: str | None) -> str:
 
 # %% ../nbs/72_cli.ipynb #009-ec4de579
 _NEEDED, _OPTIONAL = ('datasets', 'pretrain', 'methods'), ('data', 'parallel')
+_OTHERS = ('seeds', 'embed', 'linear', 'knn', 'probe', 'report', 'compare')          # of the stages behind training
 
 
 def read_sections(params_file) -> dict:
@@ -61,11 +62,12 @@ def read_sections(params_file) -> dict:
     ParamsError      the file cannot be read, a section is missing, misspelt or no mapping, or an entry of datasets or methods is none
     """
     params = read_yaml(params_file)
-    for name in (*_NEEDED, *_OPTIONAL):
-        slip = name not in params and difflib.get_close_matches(name, set(map(str, params)) - {*_NEEDED, *_OPTIONAL}, 1, .8)
-        if slip:
-            raise ParamsError(f"{params_file} has a section '{slip[0]}', which nothing reads; did you mean '{name}'?")
-        if name in _NEEDED and name not in params:
+    for name in params:
+        close = difflib.get_close_matches(str(name), (*_NEEDED, *_OPTIONAL, *_OTHERS), 1, .8)
+        if close and close[0] != name:
+            raise ParamsError(f"{params_file} has a section '{name}', which nothing reads; did you mean '{close[0]}'?")
+    for name in _NEEDED:
+        if name not in params:
             raise ParamsError(f"{params_file} lacks the section '{name}'; conf/ holds complete files")
     sections = {name: params.get(name, {}) for name in (*_NEEDED, *_OPTIONAL)}
     entries = {f'{name}.{key}': entry for name in ('datasets', 'methods') if isinstance(sections[name], Mapping) for key, entry in sections[name].items()}

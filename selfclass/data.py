@@ -751,7 +751,7 @@ def _parsed(file, parse, name):
         raise MissingInputError(f'{file} does not exist; fetch {_PAPERWORK[name][1]} and unpack it in the same place')
     try:
         return parse(file.read_text(encoding='utf-8'))
-    except (ValueError, KeyError, TypeError, SyntaxError, csv.Error) as error:      # ElementTree's is a SyntaxError
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, csv.Error) as error:      # ElementTree's is a SyntaxError
         raise DataError(f'{file} is not a list as {name} has them ({type(error).__name__}: {error}); fetch it again') from None
 
 # %% ../nbs/10_data.ipynb #67242a49
@@ -768,6 +768,9 @@ def _listed(name, files, words, class_names, boxes=None):
         raise MissingInputError(f'{files[0]} does not exist, the first of {len(files):,} pictures of {name}; '
                                 f'fetch {_PAPERWORK[name.split("/")[0]][1]}')
     number = {word: i for i, word in enumerate(class_names)}
+    odd = next((i for i, word in enumerate(words) if word not in number), None)
+    if odd is not None:
+        raise DataError(f"'{words[odd]}', the class of {files[odd]}, is none of {name}; {nearest(words[odd], class_names)}")
     labels = np.array([number[word] for word in words], np.int64)
     return ImageSet(name, files=tuple(files), labels=labels, class_names=tuple(class_names), boxes=boxes)
 
@@ -971,6 +974,8 @@ def _open_named(name, split, root, download):
 # %% ../nbs/10_data.ipynb #147-c33b7542
 def _decode_all(images, budget):
     "All pictures as one tensor, or None when they differ in size or need more than `budget` bytes."
+    if not budget:
+        return None                                     # nothing is decoded, nothing can fail
     first, n, chunk = images[0], len(images), 256
     if n*first.numel() > budget:
         return None

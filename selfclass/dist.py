@@ -172,8 +172,8 @@ class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         pass                                    # any (B, C, ...), as the layer it replaces has checked
 
     def forward(self, x):
-        if not self.training and self.running_mean is not None:
-            return super().forward(x)
+        if not self.training:
+            return super().forward(x)                                       # nothing is shared: ranks may see unequal numbers of batches
         others, around = [d for d in range(x.ndim) if d != 1], (1, -1) + (1,) * (x.ndim - 2)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))            # bfloat16 has no 257, and sums lose more
         sums = sum_over_ranks(torch.cat([wide.sum(others), wide.new_full((1,), x.numel() // x.shape[1])]), self.group)
@@ -265,7 +265,10 @@ def process_group():
 # %% ../nbs/01_dist.ipynb #3116fadf
 @contextmanager
 def first_on_machine():
-    "The block runs in process 0 of each machine, and in the others after it; at once when alone."
+    """The block runs in process 0 of each machine, and in the others after it; at once when alone.
+
+    Each machine is taken to have a folder of its own: where several share one, download before they start. The others wait as long as torch waits for any collective, half an hour.
+    """
     waits = int(os.environ.get('LOCAL_RANK', 0)) > 0
     if waits:
         sum_over_ranks(torch.zeros(1))              # ends when everybody has come here: those who are done, and those who wait
@@ -431,7 +434,8 @@ def launch(entry: Callable | str, *args, processes: int = 1, nodes: int = 1, ren
         except ChildFailedError as failed:
             raise _explain(failed.failures, folder) from None
         except RendezvousError as error:
-            raise TrainingError(f'{nodes} machines did not meet at {rendezvous} within {patience} s ({type(error).__name__}); make the same call on each of them, with the address of one that all can reach') from None
+            where = f'{nodes} machines did not meet at {rendezvous}' if nodes > 1 else 'the processes of this machine did not meet'
+            raise TrainingError(f'{where} within {patience} s ({type(error).__name__}: {error}); make the same call on each machine, with the address of one that all can reach') from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return [results[number] for number in sorted(results)] if callable(entry) else [None] * processes

@@ -12,7 +12,7 @@ __all__ = ['HEADLINE', 'INTERNAL', 'UNLABELLED', 'summarise', 'results_table', '
            'save_comparisons', 'write_tables', 'main']
 
 # %% ../nbs/64_report.ipynb #002-9b548f90
-import argparse, base64, csv, html, io, math, re, sys
+import argparse, base64, csv, html, io, math, re, shutil, sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from .core import load_arrays, load_json, nearest, read_yaml, require, root
+from .core import exit_code, load_arrays, load_json, nearest, read_yaml, require, root
 from .errors import DataError, MissingInputError, MissingLabelsError, ParamsError, SelfclassError
 from .metrics import accuracy, cluster_accuracy, confusion, match_clusters, mean_sd
 from .published import Number, PublishedTable, published, published_data, published_tables
@@ -75,8 +75,8 @@ HEADLINE = {
     'ari': 'Rand index adjusted for chance',
     'knn_top1': 'top-1 accuracy of a nearest-neighbour vote on frozen features',
     'linear_top1': 'top-1 accuracy of a linear classifier on frozen features of the plain images',
-    'linear_crops_top1': 'the same trained on random crops and flips for 100 epochs, as the papers evaluate',
-    **{f'conv{i}_top1': f'top-1 accuracy of a linear classifier on the features of stage {i}' for i in range(1, 6)},
+    'linear_crops_top1': 'the same trained on random crops or other views of the images, as the papers do',
+    **{f'{stage}{i}_top1': f'top-1 accuracy of a linear classifier on the features of {stage}{i}' for stage, n in (('conv', 5), ('layer', 4)) for i in range(1, n + 1)},
     **{f'semi_{p}pct_top1': f'top-1 accuracy after fine-tuning on {p} % of the labels' for p in (1, 10)},
     **{f'few_shot_{n}_top1': f'top-1 accuracy from {n} labelled images a class' for n in (1, 2, 5, 10, 20)},
 }
@@ -1136,6 +1136,15 @@ def _our_runs(scores, about):
     return [_our_run(about | dict(entry)) for entry in scores]
 
 
+def _check_known(runs):
+    "Refuse a run none of whose names any table or page knows: a slip, which would look like a run that measured nothing."
+    known = {metric for name in published_tables() for _, metric in published(name).ours.values()} | set(HEADLINE) | set(INTERNAL)
+    for run in runs:
+        if run.spreads and not known & set(run.spreads):
+            word = next(iter(run.spreads))
+            raise ParamsError(f"no score is called '{word}'; {nearest(word, sorted(known))}")
+
+
 def _our_run(entry):
     "A row of ours; what is neither scores nor data nor a remark is a label."
     entry = {'dataset': None, 'method': 'selfclassifier', 'protocol': '', 'note': ''} | entry
@@ -1347,6 +1356,7 @@ def compare(scores, table: str = 'self-classifier/1', **about) -> Comparison:
     DataError               a score is not finite, or no share
     """
     source, runs, notes = published(table), _our_runs(scores, about), {}
+    _check_known(runs)
     alone = isinstance(scores, Mapping) and len(runs) == 1 and runs[0].spreads
     if alone and not {'method', *runs[0].labels} & set(source.labels):
         raise ParamsError(f"{source.title} is a table of settings; say which one the run has: {source.labels[0]}=…")
@@ -1757,9 +1767,16 @@ def write_tables(out, params: Mapping, everything: bool = False) -> list:
     runs = pipeline_scores(out, *(params[name] for name in ('datasets', 'methods', 'seeds')))
     found = comparisons(runs, list(published_tables()) if everything else None)
     folder = Path(out)/'tables'
+    shutil.rmtree(folder, ignore_errors=True)           # tables of an earlier call that nothing links to any more
     index = save_page(comparison_page('Beside the published numbers', found, runs), folder/'index.html')
     stems = {comparison.table.name.replace('/', '-'): comparison for comparison in found}
     return [index, *(file for stem, comparison in stems.items() for file in save_comparisons([comparison], folder/stem))]
+
+
+def _run(given):
+    "Write the tables and say where they are."
+    written = write_tables(root()/'out', read_yaml(given.params or root()/'params.yaml'), given.all)
+    print(f"{len(written) // 4} table{'s' * (len(written) > 5)} as md, tex, html and csv; index: {written[0].relative_to(root())}")
 
 
 def main(arguments=None) -> int:
@@ -1768,14 +1785,7 @@ def main(arguments=None) -> int:
                                      'numbers: out/tables/, an index and a file of each kind per table.')
     parser.add_argument('--params', metavar='FILE', help='another params file (default: params.yaml)')
     parser.add_argument('--all', action='store_true', help='also the tables that nothing has been run for')
-    given = parser.parse_args(arguments)
-    try:
-        written = write_tables(root()/'out', read_yaml(given.params or root()/'params.yaml'), given.all)
-    except SelfclassError as error:
-        print(f'selfclass: {error}', file=sys.stderr)
-        return 2
-    print(f'{len(written) // 4} tables as md, tex, html and csv; index: {written[0].relative_to(root())}')
-    return 0
+    return exit_code(lambda: _run(parser.parse_args(arguments)), 'interrupted; give the same command again')
 
 # %% ../nbs/64_report.ipynb #256-a0d9f9f0
 if __name__ == '__main__' and '__file__' in globals():           # a notebook has no file

@@ -367,8 +367,8 @@ def diagnosis(rows: list[dict], classes, collapse: float | None = None) -> str:
     if rows[-1]['loss'] > mean_log:
         return f"Diverging: the loss {rows[-1]['loss']:.3f} is above {mean_log:.3f}, what a collapsed network costs. Lower the learning rate or lengthen the warm-up."
     if last['empty_classes']:
-        return (f"{last['empty_classes']} of {sum(classes)} classes are empty (usage entropy {last['usage_entropy']:.3f}): "
-                'a batch should hold several images per class.')
+        return (f"{last['empty_classes']} of the {sum(classes)} classes of all {len(classes)} heads are empty (usage entropy {last['usage_entropy']:.3f}): "
+                'train longer; a batch should hold several images per class.')
     return f"Healthy: loss {rows[-1]['loss']:.3f}, far from log C = {mean_log:.3f}; all {sum(classes)} classes in use."
 
 # %% ../nbs/41_train.ipynb #032-4f7046fb

@@ -10,7 +10,7 @@ __all__ = ['PROTOCOLS', 'crop_views', 'score_images', 'channel_units', 'Probes',
 # %% ../nbs/63_transfer.ipynb #7bf5f1e5
 import copy, math, shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,14 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as pictures
 
 from .augment import MultiCrop
-from .core import check_arguments, nearest, require
+from .core import check_arguments, file_hash, nearest, require, root
 from .data import ImageSet
 from .dist import all_gather_batch, data_parallel, pick_device, rank, share_batch_norm, sum_over_ranks, world_size
-from .embed import _borrowed
+from .embed import borrowed, uint8_batches
 from .errors import DataError, MissingLabelsError, ParamsError
 from .hub import load_pretrained
 from .lars import LARS, warmup_cosine
@@ -42,6 +41,8 @@ def _classes_of(images: ImageSet) -> Tensor:
     if images.labels is None:
         raise MissingLabelsError(f"'{images.name}' has no labels, which this measure compares with; metrics.internal_scores does without")
     classes = torch.as_tensor(np.asarray(images.labels)).long()
+    if len(classes) < world_size():
+        raise DataError(f"'{images.name}' has {len(classes)} pictures, fewer than the {world_size()} processes; use fewer processes")
     if len(classes) and classes.min() < 0:
         raise DataError(f"'{images.name}' has {int((classes < 0).sum())} pictures without a class; leave them out with images.subset(index)")
     return classes
@@ -72,22 +73,15 @@ def crop_views(views: MultiCrop, **changes) -> MultiCrop:
 
     Source: official code of Self-Classifier (linear evaluation).
     """
+    fixed = next((name for name in changes if name in _ONE), None)
+    if fixed:
+        raise ParamsError(f'crops.{fixed} cannot be set: a probe looks at one crop of each image; leave it out')
     return MultiCrop(**views.config | _ONE | _CROP_ALONE[views.preset] | changes)
 
 # %% ../nbs/63_transfer.ipynb #accd6edf
-def _share_batches(images, batch_size, workers) -> Iterator[tuple[Tensor, Tensor | list[Tensor]]]:
-    "Positions and pictures of this process's share of a set, in their order."
-    blocks = [block for block in torch.arange(len(images))[rank()::world_size()].split(batch_size) if len(block)]
-    if images.in_memory:
-        yield from ((block, images.batch(block)) for block in blocks)
-    else:
-        yield from zip(blocks, DataLoader(images, batch_sampler=[block.tolist() for block in blocks], num_workers=workers, collate_fn=list,
-                                          multiprocessing_context='spawn' if workers else None))
-
-
 def _viewed(images, view, batch_size, device, workers):
     "Positions and views, on the device, of this process's share of a set."
-    for index, batch in _share_batches(images, batch_size, workers):
+    for index, batch in uint8_batches(images, batch_size, workers, torch.arange(len(images))[rank()::world_size()]):
         yield index, view(batch.to(device) if isinstance(batch, Tensor) else batch).to(device)
 
 # %% ../nbs/63_transfer.ipynb #1811c90d
@@ -264,7 +258,7 @@ def linear_eval(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCro
     device, view = pick_device(device), crop_views(views, **crops)
     size = dict(batch_size=min(batch_size, 512), device=device, workers=workers)
     _classes_of(test), _classes_of(train)
-    with _borrowed(net, device):
+    with borrowed(net, device):
         look = lambda x: [_seen(net.features, x)]
         plain = torch.zeros(net.n_features, device=device), torch.ones(net.n_features, device=device)
         units = channel_units(look, train, views.plain, seed=seed, **size) if standardize else [plain]
@@ -309,7 +303,9 @@ def probe_layers(net: nn.Module) -> dict[str, str]:
 
 def _chosen_layers(net, layers):
     "Names and paths of the wanted layers; all of `probe_layers` for None."
-    known = probe_layers(net)
+    if layers is not None and not layers:
+        raise ParamsError('layers names none; leave it out to probe all of them')
+    layers, known = (layers,) if isinstance(layers, str) else layers, probe_layers(net)
     paths = {path: path for path, _ in net.named_modules() if path} | known
     lost = next((name for name in layers or () if name not in paths), None)
     if lost is not None or not (layers or known):
@@ -335,6 +331,8 @@ def pooled_maps(net: nn.Module, layers: dict[str, str], values: int = 9600):
     kept = {}
 
     def keep(module, args, out, name):
+        if not isinstance(out, Tensor) or out.ndim != 4:
+            raise ParamsError(f"layer '{name}' gives no maps (B,c,h,w); probe a convolution, or what follows one")
         side = pooled_side(out.shape[1], values)
         kept[name] = F.adaptive_max_pool2d(out, [min(side, length) for length in out.shape[2:]]).float()
 
@@ -393,7 +391,7 @@ def conv_probes(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCro
     ----------
     net : nn.Module                ClusterNet (its backbone is probed) or any network; it stays as it is
     layers : tuple of str or None  names of `probe_layers` or paths of modules; None = all of `probe_layers`
-    values : int                   to which maps are pooled, at most
+    values : int                   to which maps (B,c,h,w) are pooled, at most; at least 1
     epochs, lr, drops, factor      `step_decay`
     momentum, weight_decay         of SGD
     train, test, views, batch_size, crops, seed, device, workers, checkpoints : as for `linear_eval`
@@ -413,7 +411,7 @@ def conv_probes(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCro
     net, device, view, n_classes = getattr(net, 'backbone', net), pick_device(device), crop_views(views, **crops), train.n_classes
     layers, size = _chosen_layers(net, layers), dict(batch_size=batch_size, device=device, workers=workers)
     _classes_of(test), _classes_of(train)
-    with _borrowed(net, device), pooled_maps(net, layers, values) as look:
+    with borrowed(net, device), pooled_maps(net, layers, values) as look:
         widths = [len(m[0].flatten()) for m in look(views.plain(train.batch([0])).to(device))]
         probes = Probes([_xavier(width, n_classes, seed + k) for k, width in enumerate(widths)], channel_units(look, train, views.plain, seed=seed, **size)).to(device)
         optimizer = torch.optim.SGD(probes.parameters(), lr, momentum, weight_decay=weight_decay)
@@ -468,7 +466,8 @@ def listed_images(images: ImageSet, listed) -> np.ndarray:
     Parameters
     ----------
     images : ImageSet
-    listed : str, Path or sequence    a text file with one entry a line, or the entries: file names (without folder) or positions
+    listed : str, Path or sequence    a text file (below the root of the repository) with one entry a line, or the entries: file names,
+                                      with the folder they lie in where names repeat, or positions
 
     Returns
     -------
@@ -477,16 +476,20 @@ def listed_images(images: ImageSet, listed) -> np.ndarray:
     Raises
     ------
     MissingInputError                 the file is not there
-    DataError                         an entry is not in the set, or the set has no file names
+    DataError                         an entry is not in the set, or stands for several images of it
     """
     if isinstance(listed, (str, Path)):
-        listed = [line.strip() for line in require(Path(listed).expanduser()).read_text(encoding='utf-8').splitlines() if line.strip()]
-    places = {str(i): i for i in range(len(images))} | {file.name: i for i, file in enumerate(images.files or ())}
-    lost = [str(entry) for entry in listed if str(entry) not in places]
+        listed = [line.strip() for line in require(root()/Path(listed).expanduser()).read_text(encoding='utf-8').splitlines() if line.strip()]
+    places = {}
+    for i, file in enumerate(images.files or ()):
+        for name in (file.name, f'{file.parent.name}/{file.name}'):
+            places.setdefault(name, []).append(i)
+    places = {str(i): [i] for i in range(len(images))} | places
+    lost = [str(entry) for entry in listed if len(places.get(str(entry), ())) != 1]
     if lost or not len(listed):
-        raise DataError(f"{len(lost)} of {len(listed)} entries of the list are not in '{images.name}', the first of them {lost[:1]}; "
-                        'give names of its files, or positions from 0')
-    return np.array([places[str(entry)] for entry in listed])
+        raise DataError(f"{len(lost)} of {len(listed)} entries of the list stand for no image of '{images.name}', or for several, the first of them {lost[:1]}; "
+                        'give names of its files, as folder/name where names repeat, or positions from 0')
+    return np.array([places[str(entry)][0] for entry in listed])
 
 # %% ../nbs/63_transfer.ipynb #50395836
 def _own_rates(optimizer, args, kwargs):
@@ -580,8 +583,9 @@ def semi_supervised(net: nn.Module, train: ImageSet, test: ImageSet, views: Mult
     for i, share in enumerate(shares):
         name = f'semi_{100 * share:g}pct'.replace('.', '_')
         chosen = train.subset(listed_images(train, lists[i]) if lists else labelled_share(classes, share, seed))
+        place = checkpoints and Path(checkpoints)/(name + (f'-{file_hash(root()/Path(lists[i]).expanduser())}' if lists else ''))    # another list is another run
         model = fine_tune(net, chosen, crop_views(views, **crops), train.n_classes, lr[i], head_lr[i], epochs, drops, factor, batch_size, momentum, seed, device,
-                          workers, checkpoints and Path(checkpoints)/name)
+                          workers, place)
         scores |= score_images(lambda x: _seen(model, x)[None], (name,), test, views.plain, train.n_classes, batch_size, device, workers)
     return scores
 
@@ -654,11 +658,13 @@ def few_shot(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCrop, 
     Source: Assran et al. 2022 (logistic regression, means over three draws); Snell et al. 2017 (nearest class mean).
     """
     classes, device = _classes_of(train).numpy(), pick_device(device)
-    if len(np.unique(classes)) < 2 or draws < 1 or not shots:
-        raise DataError(f"few_shot compares classes, found {len(np.unique(classes))} in '{train.name}', {draws} draws and shots {shots}; give two or more classes and at least one of each")
+    if draws < 1 or not shots or min(shots) < 1 or not C > 0 or batch_size < 1 or seed < 0:
+        raise ParamsError(f'few_shot needs shots, draws and batch_size of at least 1, C above 0 and a seed of at least 0, found {shots=}, {draws=}, {batch_size=}, {C=}, {seed=}; mend them')
+    if len(np.unique(classes)) < 2:
+        raise DataError(f"few_shot compares classes, found {len(np.unique(classes))} in '{train.name}'; give images of two or more")
     drawn = [draw_shots(classes, max(shots), (seed, draw)) for draw in range(draws)]
     needed, test_y = np.unique(drawn), _classes_of(test).numpy()
-    with _borrowed(net, device):
+    with borrowed(net, device):
         x, test_x = (_gathered_features(net, images, views.plain, batch_size, device, workers) for images in (train.subset(needed), test))
     table = torch.zeros(draws, len(shots), 2, dtype=torch.float64)
     for draw in range(rank(), draws, world_size()):
@@ -713,6 +719,8 @@ def run_probes(folder: str | Path, train: ImageSet, test: ImageSet, probe: dict,
     if train.labels is None or test.labels is None:
         return {}
     net, scores = load_pretrained(folder), {}
+    if 'views' not in net.facts.get('recipe', {}):
+        raise ParamsError(f'{folder} does not say which views the network was trained on; call the protocols with views=MultiCrop(…), or add recipe.views to its config.json')
     views = MultiCrop(**net.facts['recipe']['views'])
     for name, numbers in wanted.items():
         resuming = {} if name == 'few_shot' else {'checkpoints': checkpoints and Path(checkpoints)/name}
