@@ -147,6 +147,20 @@ def test_broken_pictures_in_training(workers, tmp_path):
     one_line(error, name, 'mend or remove it')
 
 
+def test_workers_need_few_open_files(tmp_path):
+    "Pictures come through a pipe: as tensors each would hold an open file, and the usual limit of a process is 1024."
+    for i in range(400): Image.fromarray(np.full((8, 8, 3), i % 250, np.uint8)).save(tmp_path/f'{i:03}.png')
+    ran = python('-c', f"""
+import resource
+from selfclass.data import load_images
+from selfclass.embed import uint8_batches
+if __name__ == '__main__':
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    print(sum(len(batch) for _, batch in uint8_batches(load_images({str(tmp_path)!r}, memory_budget=0), 200, 1)))
+""")
+    assert ran.stdout.strip() == '400', ran.stderr[-2000:]
+
+
 @pytest.mark.parametrize('kind', [getattr(errors, name) for name in errors.__all__])
 def test_errors_survive_processes(kind):
     "torch makes the error anew from one string, and processes pickle it."

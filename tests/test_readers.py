@@ -188,19 +188,6 @@ def test_largest_object_and_all_objects(root):
     assert alive.class_names == ('abiotic', 'biotic') and alive.labels.tolist() == [1, 0, 0, 1]
 
 
-def test_targets_are_what_a_linear_svm_needs():
-    "The protocol of the notebook: one classifier a class, difficult rows left out of training and of scoring."
-    from sklearn.metrics import average_precision_score
-    from sklearn.svm import LinearSVC
-    rng = np.random.default_rng(0)
-    targets = rng.choice(np.array([-1, 0, 1], np.int8), (60, 3))
-    features = np.where(targets == 0, rng.choice([-1, 1], targets.shape), targets) + .1*rng.normal(size=targets.shape)
-    for c in range(3):
-        known = targets[:, c] != 0
-        svm = LinearSVC().fit(features[known], targets[known, c] > 0)
-        assert average_precision_score(targets[known, c] > 0, svm.decision_function(features[known])) > .99
-
-
 def test_ages(root):
     faces = load_images('adience', 'train', root=root)
     assert [faces.class_names[label] for label in faces.labels] == ['0-2', '25-32', '25-32', '60+', '8-13']

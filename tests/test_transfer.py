@@ -46,7 +46,7 @@ def test_two_processes_are_one(run, sets):
     two = launch(workers.transfer_protocols, run, *sets, SECTION, processes=2)
     assert two[0]['scores'] == two[1]['scores'] and one['scores'].keys() == two[0]['scores'].keys()
     for name, score in one['scores'].items():
-        assert score == pytest.approx(two[0]['scores'][name], abs=1e-5), name
+        assert score == pytest.approx(two[0]['scores'][name], abs=1.5/77), name        # one picture on the border may change sides
     assert sorted(two[0]['scored'] + two[1]['scored']) == list(range(77)) == one['scored']
     for a, b in zip(one['logits'], two[0]['logits']):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
