@@ -147,6 +147,7 @@ def hierarchy_scores(pred, label, levels: Sequence = IMAGENET_LEVELS) -> dict:
     ------
     as `superclass_scores`; ParamsError if two levels have one name
     """
+    levels = (levels,) if isinstance(levels, (str, int, Superclasses)) else levels
     trees = [level if isinstance(level, Superclasses) else superclasses(level) for level in levels]
     names = [tree.level for tree in trees]
     if len(set(names)) < len(names):

@@ -968,7 +968,9 @@ def read_predictions(source) -> Predictions:
 
     Parameters
     ----------
-    source : str, Path or mapping   an .npz, .csv or .csv.gz file, or its arrays by name: see the table above
+    source : str, Path or mapping   an .npz, .csv or .csv.gz file, or its arrays by name: `pred` ids (N,) or `probs` (N,K), of
+                                    several heads `pred_0`, `probs_1` …; `label` ids (N,), -1 unknown, may be missing. In a csv
+                                    the probabilities of one head are the columns `p0`, `p1` …
 
     Returns
     -------

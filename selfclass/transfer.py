@@ -253,6 +253,11 @@ def linear_eval(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCro
     MissingLabelsError, DataError, ParamsError, TrainingError
 
     Source: Self-Classifier sec. 5.3 and 6.2. Table 4, ResNet-50 on ImageNet: 72.4, 73.5, 74.2 and 74.1 after 100, 200, 400 and 800 epochs.
+
+    Examples
+    --------
+    >>> views = MultiCrop('glyphs', n_local=0, global_size=16)      # those of the run: load_pretrained(folder).facts['recipe']['views']
+    >>> linear_eval(run.net, train, test, views, batch_size=256)    # train, test = load_splits('digits', size=16)
     """
     _check_training(epochs, batch_size, lr)
     device, view = pick_device(device), crop_views(views, **crops)
