@@ -259,37 +259,3 @@ def test_make_tables(tmp_path):
 def test_tables_start_without_torch():
     ran = python('-c', 'import sys, selfclass.published, selfclass.report; selfclass.report.compare(None); print("torch" in sys.modules)')
     assert ran.stdout.strip() == 'False', ran.stderr
-
-
-SETS = ('objectnet', 'places205', 'voc07', 'mini-imagenet', 'fmow', 'adience')
-
-
-@pytest.mark.parametrize('name', SETS)
-def test_sets_that_are_not_here_load_from_the_folders_their_recipes_describe(name, tmp_path, monkeypatch):
-    "A few made-up pictures in the layout: both splits load with labels, decode, and go through the recipe's views."
-    import torch
-    from PIL import Image
-    from selfclass.augment import MultiCrop
-    from selfclass.data import load_splits
-    params = read_yaml(ROOT/'conf'/f'{name}.yaml')
-    entry = params['datasets'][name]
-    monkeypatch.setenv('HOME', str(tmp_path))
-    folder = tmp_path/'.cache'/'selfclass'/name
-    assert str(folder) == str(entry['source']).replace('~', str(tmp_path))
-    for split in [''] if entry['train'] == entry['test'] else [entry['train'], entry['test']]:
-        for kind in ('one', 'two'):
-            (folder/split/kind).mkdir(parents=True)
-            for i, size in enumerate(((37, 51), (64, 48))):
-                Image.new('RGB', size, (40 * i, 200, 90)).save(folder/split/kind/f'{i}.jpg')
-    train, test = load_splits(**entry, **params['data'])
-    assert len(train) == len(test) == 4 and train.class_names == test.class_names == ('one', 'two') and test.labels.tolist() == [0, 0, 1, 1]
-    views = MultiCrop(**params['methods']['selfclassifier']['views'])(train.batch([0, 3]), torch.Generator().manual_seed(0))
-    assert len(views) == 8 and views[0].shape == (2, 3, 224, 224)
-    assert params['methods']['selfclassifier']['model']['classes'][0] in (313, 205, 20, 2, 6, 8)
-
-
-def test_sets_that_are_not_here_say_where_they_were_looked_for(tmp_path, monkeypatch):
-    from selfclass.data import load_splits
-    monkeypatch.setenv('HOME', str(tmp_path))
-    with pytest.raises(DataError, match='places205 does not exist'):
-        load_splits(**read_yaml(ROOT/'conf'/'places205.yaml')['datasets']['places205'])
