@@ -394,6 +394,9 @@ class EveryImage(ViewLoader):
         return torch.arange(i * self.batch_size, (i + 1) * self.batch_size)[first::step] < len(self.images)
 
 # %% ../nbs/51_sela.ipynb #aa8bcf18
+_LOOKS = 2_000_000           # epochs of a loader from here on belong to looks at the images: neither training nor evaluation sees their views
+
+
 @torch.no_grad()
 def collect_embeddings(net: ClusterNet, loader: EveryImage, epoch: int, passes: int = 1, train_mode: bool = False) -> tuple[Tensor, Tensor]:
     """Embeddings of global views of this process's share of the images.
@@ -502,16 +505,12 @@ def first_labels(n: int, classes, prior=None, seed: int = 0) -> Tensor:
     return torch.stack(heads)
 
 # %% ../nbs/51_sela.ipynb #3600a22c
-_LOOKS = 2_000_000           # epochs of a loader from here on belong to looks at the images: neither training nor evaluation sees their views
-
-
 class SelfLabels:
     """Labels of all images under each head, renewed before certain steps; a part of the checkpoint.
 
     Parameters
     ----------
-    net : ClusterNet
-    loader : EveryImage
+    net, loader              ClusterNet and EveryImage
     labels : Tensor          int64 (H, N), to begin with
     steps : list of int      before which they are renewed, `update_steps`
     temp : float             temperature of the softmax
