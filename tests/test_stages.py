@@ -86,7 +86,7 @@ def test_dvc_runs_compares_and_sweeps(tmp_path):
     assert 'https://' not in (here/'dvc_plots'/'index.html').read_text().replace('https://vega.github.io/schema', '')
     subprocess.run(['git', 'add', '-A'], cwd=here, check=True)
     subprocess.run(['git', '-c', 'user.name=t', '-c', 'user.email=t@example.org', 'commit', '-qm', 'run'], cwd=here, check=True)
-    swept = dvc('exp', 'run', '-S', 'methods.selfclassifier.optimizer.lr=0.00001', cwd=here)
+    swept = dvc('exp', 'run', '-S', 'methods.selfclassifier.optimizer.lr=0.00001', 'report', cwd=here)
     assert swept.returncode == 0, swept.stdout[-1500:] + swept.stderr[-1500:]
     assert '1e-05' in (here/'params.yaml').read_text()
     assert load_json(here/'out/pretrain/selfclassifier/digits-0/config.json')['recipe']['optimizer']['lr'] == 1e-05
