@@ -38,7 +38,7 @@ def test_ratios_are_sane(toys):
     assert entry['floor']['seconds'] == pytest.approx(2 * 4 * toy_rows.SIZE / FAKE_RATES['bandwidth cpu'], rel=1e-3)     # the run's rates are used
     assert entry['gap'] == pytest.approx(entry['seconds']['ours'] / entry['floor']['seconds'], rel=1e-2)
     one, code = 4 * toy_rows.SIZE, 2**25                                # ours: one tensor; theirs: six and a sum or two; and pages of code first used
-    assert one * .9 < entry['bytes']['ours'] < one * 2 + code and one * 5 < entry['bytes']['theirs'] < one * 9 + code
+    assert one * .9 < entry['bytes']['ours'] < one * 2 and one * 5 < entry['bytes']['theirs'] < one * 9 + code
     assert entry['memory_ratio'] == pytest.approx(entry['bytes']['ours'] / entry['bytes']['theirs'], rel=1e-2)
 
 

@@ -264,3 +264,8 @@ def test_digits_with_any_root(tmp_path, monkeypatch):
         np.savez(tmp_path/place/'digits'/'digits.npz', train_images=own, test_images=own[:2])
     assert np.array_equal(load_images('digits', root=tmp_path/'mine').pixels[:, 0], own)
     assert data_hash(load_images('digits')) == bundled[0]          # the environment variable is for other sets
+
+
+@pytest.mark.parametrize('name, n_classes', [('objectnet', 313), ('places205', 205), ('voc07', 20), ('mini-imagenet', 2), ('fmow', 6), ('adience', 8)])
+def test_the_first_head_of_a_recipe_has_the_classes_of_its_set(name, n_classes):
+    assert read_yaml(ROOT/'conf'/f'{name}.yaml')['methods']['selfclassifier']['model']['classes'][0] == n_classes
