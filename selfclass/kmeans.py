@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unit_rows', 'Reduction', 'fit_reduction', 'FeatureClusters', 'fit_clusters', 'sweep_clusters', 'save_clusters',
-           'load_clusters', 'read_features', 'pixel_features', 'backbone_features', 'derive_kmeans']
+           'load_clusters', 'read_features', 'pixel_features', 'backbone_features', 'cluster_splits', 'derive_kmeans']
 
 # %% ../nbs/53_kmeans.ipynb #0058f547
 import json, re
@@ -21,12 +21,13 @@ from . import __version__
 from .augment import MultiCrop
 from .core import load_arrays, load_json, nearest, progress, require, save_json
 from .data import ImageSet
-from .dist import pick_device
+from .dist import pick_device, rank
 from .embed import embed_images
 from .errors import DataError, MissingInputError, ParamsError
 from .hub import _existing, _read_safetensors, load_backbone
 from .model import ClusterNet
 from .search import PCA, KMeans, fit_kmeans, fit_pca
+from .train import Derived
 
 # %% ../nbs/53_kmeans.ipynb #5ff76518
 def unit_rows(source) -> Tensor:
@@ -486,7 +487,7 @@ def backbone_features(images, weights: str | Path | Mapping, backbone: str = 're
     return embed_images(net, images, plain or MultiCrop().plain, batch_size, device, workers, heads=())['features']
 
 # %% ../nbs/53_kmeans.ipynb #cf7cab38
-def derive_kmeans(splits: Mapping[str, Mapping[str, np.ndarray]], n_clusters: tuple[int, ...] = (10,), n_components: int | None = None,
+def cluster_splits(splits: Mapping[str, Mapping[str, np.ndarray]], n_clusters: tuple[int, ...] = (10,), n_components: int | None = None,
                   normalize: bool = False, n_init: int = 1, max_iter: int = 60, seed: int = 0,
                   device: str = 'auto') -> tuple[list[FeatureClusters], dict, np.ndarray]:
     """Clusters of training features, and what they say of the images of every split, as `embed.save_embeddings` takes it.
@@ -521,3 +522,43 @@ def derive_kmeans(splits: Mapping[str, Mapping[str, np.ndarray]], n_clusters: tu
             | {f'probs_{h}': _probabilities(head.kmeans, rows[split], pick_device(device)).numpy() for h, head in enumerate(heads)}
             | {name: arrays[name] for name in ('labels',) if arrays.get(name) is not None} for split, arrays in splits.items()}
     return heads, made, np.array([head.mean_distance for head in heads])
+
+# %% ../nbs/53_kmeans.ipynb #8fa403de
+def derive_kmeans(train: ImageSet, test: ImageSet, source: Path | None, folder: Path, *, n_clusters: tuple[int, ...] = (10,), features: str = 'features',
+                  n_components: int | None = None, normalize: bool = False, n_init: int = 1, max_iter: int = 60, seed: int = 0,
+                  device: str = 'auto') -> Derived:
+    """k-means as a method of the pipeline.
+
+    Parameters
+    ----------
+    train, test : ImageSet     whose clusters are wanted; their pixels are read only where there is no `source`
+    source : Path or None      features of both, as `read_features` takes them
+    folder : Path              each head goes to head_<h>/ in it (`save_clusters`)
+    n_clusters : tuple of int  K of each head
+    features : str             which array or column of the source
+    n_components, normalize, n_init, max_iter, seed, device : as for `fit_clusters`
+
+    Returns
+    -------
+    train.Derived              arrays of both splits, clusters of each head, their losses
+
+    Raises
+    ------
+    ParamsError, DataError, MissingInputError    as `fit_clusters` and `read_features`; not as many features as images
+    """
+    splits = {split: _features_of(images, source, split, features) for split, images in (('train', train), ('test', test))}
+    heads, made, loss = cluster_splits(splits, n_clusters, n_components, normalize, n_init, max_iter, seed, device)
+    if not rank():
+        for h, head in enumerate(heads):
+            save_clusters(head, Path(folder)/f'head_{h}', seed=seed)
+    return Derived({split: arrays | {'features': np.asarray(splits[split]['features'])} for split, arrays in made.items()}, tuple(n_clusters), loss)
+
+
+def _features_of(images, source, split, name):
+    "Features of the images, as many as there are images."
+    if source is None:
+        return {'features': pixel_features(images)}
+    found = read_features(source, split, name)['features']
+    if len(found) != len(images):
+        raise DataError(f'{source} has features of {len(found)} images, {images.name} has {len(images)}; make them of the same images in the same order')
+    return {'features': found}

@@ -108,18 +108,10 @@ def _move_fused(param, state, group):
                       dampening=1 - rate, weight_decay=group['weight_decay'], nesterov=False, maximize=False,
                       is_first_step=False)
 
-
-_SMALL = 2**14                                  # elements below which a tensor is in the cache
-
-
-def _move(param, state, group):
-    "One step of one CPU parameter, the way that suits its size."
-    (_move_plainly if param.numel() < _SMALL else _move_fused)(param, state, group)
-
 # %% ../nbs/40_lars.ipynb #023-561623e4
 def _rates(params, grads, group):
     "Local rates of parameters of one device and dtype: a vector there; nan where the square of a gradient is beyond the format."
-    kind = torch.promote_types(params[0].dtype, torch.float32)
+    kind = torch.promote_types(params[0].dtype, torch.float64 if params[0].device.type == 'cpu' else torch.float32)
     lengths, slopes = (torch.stack(torch._foreach_norm(tensors, 2, kind)) for tensors in (params, grads))
     rates = group['trust_coefficient'] * lengths / (slopes + group['weight_decay'] * lengths + group['eps'])
     return torch.where(slopes == 0, 0., torch.where(lengths > 0, rates.where(slopes.isfinite(), math.nan), 1.))
@@ -139,6 +131,9 @@ def _move_together(params, states, group):
     torch._foreach_add_(params, steps, alpha=-group['lr'])
 
 # %% ../nbs/40_lars.ipynb #026-809d892b
+_SMALL = 2**14                                  # elements below which a CPU tensor is in the cache
+
+
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose rate is adapted to each parameter tensor.
 
@@ -157,7 +152,7 @@ class LARS(torch.optim.Optimizer):
     TrainingError                              a gradient is sparse (in `step`)
 
     Any floating dtype; the momentum has the dtype of its parameter. A gradient whose length is beyond float32 is no silence:
-    on the CPU the step is that of the rule, elsewhere the parameter becomes nan.
+    on the CPU the step of float32 numbers is that of the rule, elsewhere the parameter becomes nan.
 
     >>> optimizer = LARS(net.parameters(), lr=4.8, weight_decay=1e-6)
     >>> loss.backward(); optimizer.step()
@@ -185,8 +180,8 @@ class LARS(torch.optim.Optimizer):
             together = defaultdict(list)
             for param in (param for param in group['params'] if param.grad is not None):
                 _check_gradient(param)
-                if param.device.type == 'cpu':
-                    _move(param, self.state[param], group)
+                if param.device.type == 'cpu' and param.numel() >= _SMALL:
+                    _move_fused(param, self.state[param], group)
                 else:
                     together[param.device, param.dtype].append(param)
             for params in together.values():

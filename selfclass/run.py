@@ -84,9 +84,12 @@ def stage_values(names: list[str], keys: dict, params: dict) -> dict:
     return values
 
 
+_CHOSEN_BY = {'datasets': 'dataset', 'methods': 'method', 'derive': 'method'}
+
+
 def _narrowed(name, section, keys):
-    "The entry of a section `methods` that the key `method` chooses; other sections as they are."
-    key = keys.get(name.removesuffix('s')) if name.endswith('s') and isinstance(section, dict) else None
+    "The entry of a section `methods` or `derive` that the key `method` chooses; other sections as they are."
+    key = keys.get(_CHOSEN_BY.get(name)) if isinstance(section, dict) else None
     if key is None:
         return section
     if key not in section:
@@ -310,7 +313,7 @@ def _parser():
     parser.add_argument('--params', metavar='FILE', help='another params file, e.g. conf/cifar10.yaml (default: params.yaml)')
     parser.add_argument('--recipe', metavar='NAME', help='put conf/NAME.yaml in the place of params.yaml, and stop')
     parser.add_argument('--dataset', help='a key of the section datasets')
-    parser.add_argument('--method', help='a key of the section methods')
+    parser.add_argument('--method', help='a key of the section methods (of derive, for that stage)')
     parser.add_argument('--seed', type=int, help='a whole number')
     return parser
 

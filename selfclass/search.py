@@ -245,9 +245,9 @@ def _check_counts(k, available, chunk):
 # %% ../nbs/23_search.ipynb #023-72c77a89
 def _screen_types(device) -> tuple:
     "Types to screen in, the fastest first, where their products are summed in float32."
-    units = getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)
     if device.type == 'cpu':
-        return (torch.bfloat16, torch.float32) if torch.backends.mkldnn.is_available() and units() else (torch.float32,)
+        units = any(getattr(torch.cpu, f'_is_{kind}_supported', bool)() for kind in ('amx_tile', 'avx512_bf16'))
+        return (torch.bfloat16, torch.float32) if torch.backends.mkldnn.is_available() and units else (torch.float32,)
     return (torch.bfloat16,) if device.type == 'cuda' and torch.cuda.is_bf16_supported() else ()
 
 

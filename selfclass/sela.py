@@ -21,15 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .augment import MultiCrop
-from .core import check_arguments, require, root, seed_everything
+from .core import check_arguments, require, root
 from .data import ImageSet
-from .dist import data_parallel, max_over_ranks, pick_device, rank, share_batch_norm, sum_over_ranks, world_size
+from .dist import data_parallel, max_over_ranks, rank, sum_over_ranks, world_size
 from .errors import DataError, ParamsError
-from .lars import build_optimizer, warmup_cosine
+from .lars import warmup_cosine
 from .loss import prior_per_head
 from .model import ClusterNet
-from .train import Checkpoint, Record, Run, ViewLoader, class_usage, fit
+from .train import Checkpoint, Record, Run, ViewLoader, class_usage, fit, run_speed, start_training
 
 # %% ../nbs/51_sela.ipynb #356f5940
 def label_shares(n_labels: int, prior=None) -> Tensor:
@@ -720,16 +719,13 @@ class SelaRun(Run):
     labels: Tensor | None = None
     diary: list[dict] = field(default_factory=list)
 
-
-def _build(images, seed, model, views, optimizer, batch_size, device, workers, batch_norm_processes):
-    "Network, loader for training, loader for looking, optimiser; drawn from the seed."
-    seed_everything(seed)
-    device = pick_device(device)
-    crop = MultiCrop(**check_arguments(MultiCrop, views, 'views'))
-    loader, every = (kind(images, crop, batch_size, seed, device, workers) for kind in (ViewLoader, EveryImage))
-    net = ClusterNet(**check_arguments(ClusterNet, model, 'model'))
-    net = share_batch_norm(net.to(device, memory_format=torch.channels_last), batch_norm_processes)
-    return net, loader, every, build_optimizer([p for p in net.parameters() if p.requires_grad], **optimizer)
+    def write_extra(self, folder: Path):
+        "Write labels.csv, a line for each image (`save_labels`), and renewals.csv, a line for each renewal and head."
+        save_labels(self.labels, folder/'labels.csv')
+        with (folder/'renewals.csv').open('w', encoding='utf-8', newline='') as file:
+            table = csv.DictWriter(file, fieldnames=list(self.diary[0]), lineterminator='\n')
+            table.writeheader()
+            table.writerows(self.diary)
 
 
 def _given_labels(labels, n, classes, prior, seed):
@@ -748,13 +744,6 @@ def _checked(loss, updates, sinkhorn_numbers, inputs):
     own = check_arguments(SelfLabels, own, 'updates')
     times = check_arguments(update_steps, {name: value for name, value in updates.items() if name not in own}, 'updates', supplied=('n_steps',))
     return loss, own | {'inputs': inputs, **numbers}, times
-
-
-def _speed(loader, epochs, seconds):
-    "Throughput of a run, for out/log."
-    images, seconds = epochs * len(loader) * loader.batch_size, max(seconds, 1e-9)
-    return {'train_s': round(seconds, 2), 'images_per_s': round(images / seconds, 1), 'views_per_s': round(images * loader.views.n_views / seconds, 1),
-            'batch_size': loader.batch_size, 'processes': world_size(), 'threads': torch.get_num_threads()}
 
 # %% ../nbs/51_sela.ipynb #71e20a53
 def fit_sela(images: ImageSet, *, model: dict, views: dict, optimizer: dict, schedule: dict, epochs: int = 400, batch_size: int = 256,
@@ -790,7 +779,8 @@ def fit_sela(images: ImageSet, *, model: dict, views: dict, optimizer: dict, sch
     Source: Asano et al. (2020), section 3.1 and appendix A.1.
     """
     loss, solver, times = _checked(loss, updates, sinkhorn, inputs)
-    net, loader, every, opt = _build(images, seed, model, views, optimizer, batch_size, device, workers, batch_norm_processes)
+    net, loader, opt = start_training(images, seed, model, views, optimizer, batch_size, device, workers, batch_norm_processes)
+    every = EveryImage(images, loader.views, batch_size, seed, loader.target, workers)
     lr_at, prior, temp = _rate(schedule, epochs, optimizer['lr']), solver.get('prior'), {'temp': loss.get('temp', .1)}
     first, n_steps = _given_labels(labels, len(images), net.classes, prior, seed), epochs * len(loader)
     given = SelfLabels(net, every, first, update_steps(n_steps, **times), **temp, **solver)
@@ -806,5 +796,5 @@ def fit_sela(images: ImageSet, *, model: dict, views: dict, optimizer: dict, sch
     net.train()
     fit(make_step(net, given, **loss), loader, opt, lr_at, epochs, on_epoch, start)
     given.next_step()                                                       # the renewal that is due when all is over
-    speed, losses = _speed(loader, epochs - start, time.perf_counter() - began), self_label_losses(net.eval(), loader, given.labels, **temp)
+    speed, losses = run_speed(loader, epochs - start, time.perf_counter() - began), self_label_losses(net.eval(), loader, given.labels, **temp)
     return SelaRun(net, record, loader, losses, speed, checkpoint, given.labels, given.diary)

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from .augment import MultiCrop
-from .core import check_arguments, seed_everything
+from .core import check_arguments
 from .data import ImageSet
-from .dist import all_gather_batch, data_parallel, pick_device, share_batch_norm, whole_group, world_size
+from .dist import all_gather_batch, data_parallel, whole_group
 from .errors import ParamsError
-from .lars import build_optimizer, warmup_cosine
+from .lars import warmup_cosine
 from .loss import multi_head_loss, prior_per_head, uniform_prior_loss
 from .model import ClusterNet
 from .search import top_k
-from .train import Checkpoint, Record, Run, ViewLoader, fit
+from .train import Checkpoint, Record, Run, ViewLoader, fit, run_speed, start_training
 
 # %% ../nbs/50_selfclassifier.ipynb #005-4b290ef3
 class NeighbourQueue(nn.Module):
@@ -169,31 +168,11 @@ def head_losses(net: ClusterNet, loader: ViewLoader, repeats: int = 4, prior=Non
     return [round(float(x), 6) for x in np.mean(losses, axis=0)]
 
 # %% ../nbs/50_selfclassifier.ipynb #018-e8270f97
-def _build(images, seed, model, views, optimizer, queue, batch_size, device, workers, batch_norm_processes):
-    "Network, loader, optimiser and queue of a run, drawn from the seed."
-    seed_everything(seed)
-    device = pick_device(device)
-    crop = MultiCrop(**check_arguments(MultiCrop, views, 'views'))
-    loader = ViewLoader(images, crop, batch_size, seed, device, workers)
-    net = ClusterNet(**check_arguments(ClusterNet, model, 'model'))
-    net = share_batch_norm(net.to(device, memory_format=torch.channels_last), batch_norm_processes)
-    buffer = NeighbourQueue(queue, net.dim).to(device) if queue else None
-    return net, loader, build_optimizer([p for p in net.parameters() if p.requires_grad], **optimizer), buffer
-
-
 def _rules(loss, schedule, epochs, lr, n_global):
     "Arguments of the loss, and the learning rate as a function of the epoch; both sections checked."
     loss = check_arguments(multi_head_loss, loss, 'loss', supplied=('heads', 'n_global', 'group'))
     schedule = check_arguments(warmup_cosine, schedule, 'schedule', supplied=('epoch', 'epochs', 'lr'))
     return loss | {'n_global': n_global}, partial(warmup_cosine, epochs=epochs, lr=lr, **schedule)
-
-
-def _speed(loader, epochs, seconds):
-    "Throughput of a run, for out/log."
-    images = epochs * len(loader) * loader.batch_size
-    seconds = max(seconds, 1e-9)            # a resumed run may have had nothing left to do
-    return {'train_s': round(seconds, 2), 'images_per_s': round(images / seconds, 1), 'views_per_s': round(images * loader.views.n_views / seconds, 1),
-            'batch_size': loader.batch_size, 'processes': world_size(), 'threads': torch.get_num_threads()}
 
 # %% ../nbs/50_selfclassifier.ipynb #023-4f2be7e7
 def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer: dict, schedule: dict, epochs: int = 100, batch_size: int = 4096,
@@ -236,7 +215,8 @@ def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer:
 
     Source: Amrani et al. (2022), Algorithm 1 and section 5.
     """
-    net, loader, opt, buffer = _build(images, seed, model, views, optimizer, queue, batch_size, device, workers, batch_norm_processes)
+    net, loader, opt = start_training(images, seed, model, views, optimizer, batch_size, device, workers, batch_norm_processes)
+    buffer = NeighbourQueue(queue, net.dim).to(net.heads[0].weight.device) if queue else None
     loss, lr_at = _rules(loss, schedule, epochs, optimizer['lr'], loader.views.n_global)
     record = Record(net, {'train': images} | ({'test': held_out} if held_out else {}), loader.views.plain, epochs, predict_every, loss.get('prior'), workers)
     checkpoint = Checkpoint(checkpoints, checkpoint_every, net=net, optimizer=opt, record=record, **({'queue': buffer} if buffer else {}))
@@ -248,4 +228,4 @@ def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer:
     start, began = checkpoint.resume(), time.perf_counter()
     fit(make_step(net.train(), buffer, **loss), loader, opt, lr_at, epochs, on_epoch, start)
     seconds = time.perf_counter() - began
-    return Run(net.eval(), record, loader, head_losses(net, loader, **loss), _speed(loader, epochs - start, seconds), checkpoint)
+    return Run(net.eval(), record, loader, head_losses(net, loader, **loss), run_speed(loader, epochs - start, seconds), checkpoint)

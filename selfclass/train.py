@@ -4,26 +4,30 @@
 
 # %% auto #0
 __all__ = ['ViewLoader', 'fit', 'Checkpoint', 'checkpoint_folder', 'class_usage', 'Record', 'diagnosis', 'Run', 'save_run',
-           'sample_views', 'method_function', 'train_and_save']
+           'sample_views', 'start_training', 'run_speed', 'method_function', 'train_and_save', 'run_source', 'Derived',
+           'derive_and_save']
 
 # %% ../nbs/41_train.ipynb #002-e324f2f8
-import csv, hashlib, json, math, shutil
+import csv, hashlib, json, math, shutil, time
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from .core import check_arguments, nearest, progress, root, save_arrays
+from .augment import MultiCrop
+from .core import check_arguments, nearest, progress, root, save_arrays, seed_everything
 from .data import ImageSet
-from .dist import all_gather_batch, max_over_ranks, rank, world_size
-from .embed import ErrorsAsValues, assign_images, value_or_raise
-from .errors import DataError, ParamsError, TrainingError
+from .dist import all_gather_batch, max_over_ranks, pick_device, rank, share_batch_norm, world_size
+from .embed import ErrorsAsValues, assign_images, save_embeddings, value_or_raise
+from .errors import DataError, MissingInputError, ParamsError, SelfclassError, TrainingError
 from .hub import save_pretrained
+from .lars import build_optimizer
 from .loss import collapse_loss
 from .model import ClusterNet
 
@@ -126,10 +130,16 @@ class ViewLoader:
     _decoded = cached_property(_decoding)
 
     def __iter__(self):
-        if self.pixels is not None:
-            return (self[i] for i in range(len(self)))
-        return ((index, self.views.normalise([view.to(self.target, non_blocking=True) for view in views]))
-                for index, views in map(value_or_raise, self._decoded))
+        return (self[i] for i in range(len(self))) if self.pixels is not None else self._from_workers()
+
+    def _from_workers(self):
+        "Batches as the workers send them; an error among them ends the workers before it goes on its way."
+        try:
+            for index, views in map(value_or_raise, self._decoded):
+                yield index, self.views.normalise([view.to(self.target, non_blocking=True) for view in views])
+        except SelfclassError:
+            del self._decoded
+            raise
 
 # %% ../nbs/41_train.ipynb #013-d3ead8a6
 def fit(step, loader, optimizer, lr_at, epochs: int, on_epoch=lambda epoch, loss, lr: None, start: int = 0):
@@ -392,12 +402,15 @@ class Run:
     speed: dict
     checkpoint: Checkpoint = Checkpoint(None)
 
+    def write_extra(self, folder: Path):
+        "Write what only this method leaves (self-labels, neighbours, …) into the folder of the run; a plain run leaves nothing."
+
 # %% ../nbs/41_train.ipynb #034-bf064d3a
 def save_run(run: Run, folder, **facts) -> Path:
     """Write a finished run, then delete its checkpoint.
 
     model.safetensors and config.json as by `save_pretrained`; log.csv, a line for each epoch; predictions.npz: epoch int (E,), classes int (H,),
-    and of each split the cluster ids, uint16 (E, H, N). Equal runs are equal bytes.
+    and of each split the cluster ids, uint16 (E, H, N); and what `Run.write_extra` adds. Equal runs are equal bytes.
 
     Parameters
     ----------
@@ -416,6 +429,7 @@ def save_run(run: Run, folder, **facts) -> Path:
         table.writeheader()
         table.writerows(record.rows)
     save_arrays(folder/'predictions.npz', epoch=record.epoch, classes=run.net.classes, **{name: np.stack(ids) for name, ids in record.ids.items()})
+    run.write_extra(folder)
     run.checkpoint.done()
     return folder
 
@@ -442,14 +456,68 @@ def sample_views(loader: ViewLoader, path, n: int = 8) -> Path:
     images = loader.images.thumbnails([int(i) for i in index[:n]], views[0].shape[-1])
     return save_arrays(path, images=images, n_global=loader.views.n_global, **{f'view_{v}': view for v, view in enumerate(byte)})
 
+# %% ../nbs/41_train.ipynb #31368560
+def start_training(images: ImageSet, seed: int, model: dict, views: dict, optimizer: dict, batch_size: int, device: str = 'auto', workers: int = 0,
+                   batch_norm_processes: int | None = None, network=ClusterNet):
+    """Network, loader and optimiser of a run, drawn from the seed.
+
+    Parameters
+    ----------
+    images : ImageSet
+    seed : int                  of weights, order and views
+    model, views : dict         arguments of `network` and of `MultiCrop`
+    optimizer : dict            arguments of `build_optimizer`
+    batch_size : int            images per step over all processes
+    device : str                'auto', 'cpu', 'cuda', …
+    workers : int               decoding processes
+    batch_norm_processes : int or None    processes that share the statistics of batch norm; None = all
+    network : type              `ClusterNet` or a kind of it
+
+    Returns
+    -------
+    ClusterNet                  on the device, channels last
+    ViewLoader
+    torch.optim.Optimizer       of the weights that learn
+
+    Raises
+    ------
+    ParamsError, DataError      a key or a number of a section cannot be used; fewer images than a batch
+    """
+    seed_everything(seed)
+    device = pick_device(device)
+    crop = MultiCrop(**check_arguments(MultiCrop, views, 'views'))
+    loader = ViewLoader(images, crop, batch_size, seed, device, workers)
+    net = network(**check_arguments(network, model, 'model'))
+    net = share_batch_norm(net.to(device, memory_format=torch.channels_last), batch_norm_processes)
+    return net, loader, build_optimizer([p for p in net.parameters() if p.requires_grad], **optimizer)
+
+# %% ../nbs/41_train.ipynb #daefc7ee
+def run_speed(loader: ViewLoader, epochs: int, seconds: float) -> dict:
+    """Throughput of a run, for out/log.
+
+    Parameters
+    ----------
+    loader : ViewLoader
+    epochs : int          trained in this process; 0 for a resumed run that had nothing left to do
+    seconds : float       of wall time
+
+    Returns
+    -------
+    dict                  train_s, images_per_s, views_per_s, batch_size, processes, threads
+    """
+    images, seconds = epochs * len(loader) * loader.batch_size, max(seconds, 1e-9)
+    return {'train_s': round(seconds, 2), 'images_per_s': round(images / seconds, 1), 'views_per_s': round(images * loader.views.n_views / seconds, 1),
+            'batch_size': loader.batch_size, 'processes': world_size(), 'threads': torch.get_num_threads()}
+
 # %% ../nbs/41_train.ipynb #040-afb8030f
-def method_function(method: str, recipe: dict):
-    """The `fit_*` that an entry of `methods:` stands for.
+def method_function(method: str, recipe: dict, section: str = 'methods'):
+    """The function that an entry of `methods:` or of `derive:` stands for: `fit_<name>` or `derive_<name>` of the module of that name.
 
     Parameters
     ----------
     method : str     name of the entry
     recipe : dict    the entry; its `module`, if any, names the module
+    section : str    "methods", or "derive" for methods that start from a run
 
     Returns
     -------
@@ -459,12 +527,12 @@ def method_function(method: str, recipe: dict):
     ------
     ParamsError      there is no such method
     """
-    name = recipe.get('module', method)
+    name, verb = recipe.get('module', method), {'methods': 'fit', 'derive': 'derive'}[section]
     try:
-        return getattr(import_module(f'{__package__ or "selfclass"}.{name}'), f'fit_{name}')
+        return getattr(import_module(f'{__package__ or "selfclass"}.{name}'), f'{verb}_{name}')
     except (ModuleNotFoundError, AttributeError):
-        known = sorted(nb.stem for nb in Path(__file__).parent.glob('*.py') if f'def fit_{nb.stem}(' in nb.read_text(encoding='utf-8'))
-        raise ParamsError(f"methods.{method}: there is no method '{name}'; {nearest(name, known)}, or say `module:`") from None
+        known = sorted(nb.stem for nb in Path(__file__).parent.glob('*.py') if f'def {verb}_{nb.stem}(' in nb.read_text(encoding='utf-8'))
+        raise ParamsError(f"{section}.{method}: there is no method '{name}'; {nearest(name, known)}, or say `module:`") from None
 
 # %% ../nbs/41_train.ipynb #042-4fc2ac1d
 def train_and_save(images: ImageSet, held_out: ImageSet, folder, dataset: str, method: str, seed: int, pretrain: dict, recipe: dict, checkpoints=None,
@@ -497,3 +565,79 @@ def train_and_save(images: ImageSet, held_out: ImageSet, folder, dataset: str, m
         sample_views(run.loader, Path(folder)/'views.npz')
         save_run(run, folder, dataset=dataset, method=method, seed=seed, recipe=recipe, pretrain=pretrain, health=health, **facts)
     return {'health': health, 'last': run.record.rows[-1], 'head_loss': run.head_loss, 'speed': run.speed}
+
+# %% ../nbs/41_train.ipynb #ec1f4231
+def run_source(place: str, dataset: str, seed: int) -> Path | None:
+    """Where the run or the features lie that a method starts from.
+
+    Parameters
+    ----------
+    place : str      `from:` of an entry, relative to the project
+    dataset : str
+    seed : int
+
+    Returns
+    -------
+    Path or None     <place>/<dataset>-<seed> (a run), <place>/<dataset>/<seed>.npz (its features), or the place itself if it is a file; None for `data`
+
+    Raises
+    ------
+    MissingInputError    none of them is there
+    """
+    if place == 'data':
+        return None
+    here = root()/place
+    tried = [here/f'{dataset}-{seed}', here/dataset/f'{seed}.npz']
+    found = next((path for path in tried if path.exists()), here if here.is_file() else None)
+    if found is None:
+        raise MissingInputError(f"there is no {' and no '.join(str(path.relative_to(root())) for path in tried)}; run the stage that makes it, or mend `from: {place}`")
+    return found
+
+
+@dataclass
+class Derived:
+    """What a method says of the images of both splits, which started from a run.
+
+    Attributes
+    ----------
+    splits : dict of dicts     "train" and "test" -> arrays: features, embeddings, probs_<h> (`embed.save_embeddings`)
+    classes : tuple of int     classes of each head, (H,)
+    head_loss : float array    loss of each head, by which one is chosen without labels, (H,)
+    """
+    splits: dict
+    classes: tuple
+    head_loss: np.ndarray
+
+# %% ../nbs/41_train.ipynb #8cf03853
+def derive_and_save(train: ImageSet, test: ImageSet, folder, file, dataset: str, method: str, seed: int, recipe: dict, checkpoints=None) -> dict:
+    """Run one entry of `derive:`, and write what it learned and what it says of all images.
+
+    Parameters
+    ----------
+    train, test : ImageSet    with their labels, if they have any, which the method does not get
+    folder : Path             for what the method learned
+    file : Path               .npz of its arrays, as of any run (`embed.save_embeddings`)
+    dataset, method : str     names
+    seed : int
+    recipe : dict             the entry: `from`, `module`, and arguments of `derive_<module>`
+    checkpoints : Path        folder for resuming, for methods that train
+
+    Returns
+    -------
+    dict                      derive_s: seconds, not part of the result
+
+    Raises
+    ------
+    ParamsError, DataError, MissingInputError, TrainingError
+    """
+    derive, began = method_function(method, recipe, 'derive'), time.perf_counter()
+    if 'from' not in recipe:
+        raise ParamsError(f'derive.{method} should say from where it starts; for example, from: out/embed/selfclassifier')
+    given = {name: value for name, value in dict(seed=seed, checkpoints=checkpoints).items() if name in signature(derive).parameters}
+    numbers = check_arguments(derive, {name: value for name, value in recipe.items() if name not in ('module', 'from')}, f'derive.{method}',
+                              supplied=('train', 'test', 'source', 'folder', *given))
+    found = derive(train.unlabelled, test.unlabelled, run_source(recipe['from'], dataset, seed), Path(folder), **given, **numbers)
+    if not rank():
+        splits = {split: found.splits[split] | {'labels': images.labels} for split, images in (('train', train), ('test', test))}
+        save_embeddings(file, splits, found.classes, found.head_loss, test.class_names)
+    return {'derive_s': round(time.perf_counter() - began, 2)}

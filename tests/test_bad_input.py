@@ -146,6 +146,32 @@ def test_broken_pictures_in_training(workers, tmp_path):
     one_line(error, name, 'mend or remove it')
 
 
+def test_a_broken_picture_ends_workers_that_are_still_starting(tmp_path):
+    "In a process of its own, where a knot of error and loader is untied at the end and every traceback of a worker is seen."
+    for name in ('sick', 'first'): (tmp_path/name).mkdir()
+    pictures(tmp_path/'sick', 'files', 'cut')
+    ran = python('-c', f"""
+import gc, pathlib, sys
+sys.path.insert(0, {str(ROOT/'tests')!r})
+from selfclass.data import load_images
+from selfclass.errors import DataError
+from selfclass.train import ViewLoader
+from workers import Late
+def attempt():
+    views = Late('natural', 2, 1, 24, 12)
+    views.folder = pathlib.Path({str(tmp_path/'first')!r})
+    loader = ViewLoader(load_images({str(tmp_path/'sick')!r}, memory_budget=0), views, batch_size=4, workers=2)
+    try: list(loader)
+    except DataError as error: knot = error
+    return str(knot)
+if __name__ == '__main__':
+    gc.disable()
+    print(attempt())
+    gc.collect()
+""")
+    assert ran.returncode == 0 and 'mend or remove it' in ran.stdout and not ran.stderr, ran.stderr[-2000:]
+
+
 def test_workers_need_few_open_files(tmp_path):
     "Pictures come through a pipe: as tensors each would hold an open file, and the usual limit of a process is 1024."
     for i in range(400): Image.fromarray(np.full((8, 8, 3), i % 250, np.uint8)).save(tmp_path/f'{i:03}.png')

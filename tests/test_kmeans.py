@@ -12,7 +12,7 @@ from selfclass.core import load_arrays
 from selfclass.data import ImageSet
 from selfclass.embed import save_embeddings
 from selfclass.errors import DataError, MissingInputError, ParamsError
-from selfclass.kmeans import (backbone_features, derive_kmeans, fit_clusters, fit_reduction, load_clusters, pixel_features, read_features,
+from selfclass.kmeans import (backbone_features, cluster_splits, fit_clusters, fit_reduction, load_clusters, pixel_features, read_features,
                               save_clusters, sweep_clusters, unit_rows)
 from selfclass.metrics import cluster_scores, score_run, transfer_scores
 from sklearn.cluster import MiniBatchKMeans
@@ -97,7 +97,7 @@ def test_seeds_share_no_start(rows, monkeypatch):
     real = kmeans.fit_kmeans
     monkeypatch.setattr(kmeans, 'fit_kmeans', lambda *args, seed, **rest: seen.append(seed) or real(*args, seed=seed, **rest))
     for seed in range(3):
-        derive_kmeans({'train': {'features': rows[0][:300]}}, (4, 4, 5), n_init=2, seed=seed, device='cpu')
+        cluster_splits({'train': {'features': rows[0][:300]}}, (4, 4, 5), n_init=2, seed=seed, device='cpu')
     assert len(seen) == 9 and np.diff(sorted(seen)).min() > 100
 
 
@@ -136,13 +136,13 @@ def test_probabilities_are_those_of_the_mixture(rows):
 SEVERAL = '''
 import sys, torch, torch.distributed as dist
 import selfclass.search as search
-from selfclass.kmeans import derive_kmeans, fit_clusters, read_features
+from selfclass.kmeans import cluster_splits, fit_clusters, read_features
 search._chunk_rows = lambda device, width: 500
 torch.set_num_threads(1)
 rank, world, file, meet = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 if world > 1: dist.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=world)
 model = fit_clusters(file, 8, 6, normalize=True, device="cpu", seed=3)
-_, made, loss = derive_kmeans({"train": read_features(file)}, (8, 12), 5, device="cpu", seed=1)
+_, made, loss = cluster_splits({"train": read_features(file)}, (8, 12), 5, device="cpu", seed=1)
 torch.save([model.kmeans.labels_, model.kmeans.cluster_centers_, model.predict_proba(file), torch.tensor(made["train"]["probs_1"]), torch.tensor(loss)], f"{meet}-{rank}.pt")
 if world > 1: dist.destroy_process_group()
 '''
@@ -234,19 +234,19 @@ def test_a_run_of_the_pipeline_is_read(tmp_path, rows):
     (x, y), (held, held_y) = rows, blobs(400, seed=3)
     save_embeddings(tmp_path/'in.npz', {'train': {'features': x, 'probs_0': np.ones((2100, 1)), 'labels': y}, 'test': {'features': held, 'labels': held_y}}, (1,))
     splits = {split: read_features(tmp_path/'in.npz', split) for split in ('train', 'test')}
-    heads, made, loss = derive_kmeans(splits, (8, 8, 12), 6, n_init=2, device='cpu')
+    heads, made, loss = cluster_splits(splits, (8, 8, 12), 6, n_init=2, device='cpu')
     scores = score_run(load_arrays(save_embeddings(tmp_path/'out.npz', made, [head.n_clusters for head in heads], loss)))
     best = scores['best_head']
     assert best == loss[:2].argmin() and scores['acc'] == cluster_scores(heads[best].predict(held).numpy(), held_y, 8)['acc'] > .9
     assert scores['acc_over_12'] > .9 and scores['acc_tr'] == scores['acc']
     first = (tmp_path/'out.npz').read_bytes()
-    save_embeddings(tmp_path/'out.npz', derive_kmeans(splits, (8, 8, 12), 6, n_init=2, device='cpu')[1], (8, 8, 12), loss)
+    save_embeddings(tmp_path/'out.npz', cluster_splits(splits, (8, 8, 12), 6, n_init=2, device='cpu')[1], (8, 8, 12), loss)
     assert (tmp_path/'out.npz').read_bytes() == first
 
 
 def test_labels_change_nothing(rows):
-    given = derive_kmeans({'train': {'features': rows[0], 'labels': rows[1]}}, (8,), device='cpu')
-    without = derive_kmeans({'train': {'features': rows[0]}}, (8,), device='cpu')
+    given = cluster_splits({'train': {'features': rows[0], 'labels': rows[1]}}, (8,), device='cpu')
+    without = cluster_splits({'train': {'features': rows[0]}}, (8,), device='cpu')
     assert torch.equal(given[0][0].kmeans.labels_, without[0][0].kmeans.labels_) and 'labels' not in without[1]['train']
 
 
@@ -294,7 +294,7 @@ def test_rows_of_zeros(rows):
     (lambda x: fit_clusters(x, 8, n_components=0), r'n_components should be 1..24'),
     (lambda x: fit_clusters(x, 8, seed='0'), 'seed should be a whole number'),
     (lambda x: fit_clusters(x, 8, n_init=0), 'n_init=0'),
-    (lambda x: derive_kmeans({'train': {'features': x[:7]}}, (4, 8)), 'n_clusters should be 1..7'),
+    (lambda x: cluster_splits({'train': {'features': x[:7]}}, (4, 8)), 'n_clusters should be 1..7'),
     (lambda x: sweep_clusters(x, x, dict, (2,), (2,), seeds=()), 'empty list'),
 ])
 def test_numbers_out_of_range(rows, call, words):

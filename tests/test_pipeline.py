@@ -8,7 +8,9 @@ from conftest import ROOT, cells_of, source_of, stage_notebooks
 from selfclass.core import read_yaml
 from selfclass.run import parameter_names, read_params
 
-DVC = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
+DVC = {stage: entry.get('do', entry) for stage, entry in yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages'].items()}
+PARAMS = read_yaml(ROOT/'params.yaml')
+METHODS = {section: {entry.get('module', name) for name, entry in PARAMS[section].items()} for section in ('methods', 'derive')}
 STAGES = {nb.stem: nb for nb in stage_notebooks()}
 KEYS = {'dataset', 'method', 'seed'}
 
@@ -39,7 +41,7 @@ def test_stage_is_notebook_is_section():
     for stage, entry in DVC.items():
         assert entry['cmd'].startswith(f'python -m selfclass.run {stage}') and 'papermill' not in entry['cmd']
         outs = [out for kind in ('outs', 'metrics') for out in entry.get(kind, [])]
-        assert all(str(out).startswith((f'out/{stage}/', f'out/notebooks/{stage}/')) for out in outs), outs
+        assert all(f'{out}/'.startswith((f'out/{stage}/', f'out/notebooks/{stage}/')) for out in outs), outs
         assert any(str(out).startswith(f'out/notebooks/{stage}/') for out in outs), 'the executed notebook is an output'
         assert f'nbs/pipeline/{stage}.ipynb' in entry['deps']
 
@@ -48,10 +50,12 @@ def test_stage_is_notebook_is_section():
 def test_deps_name_every_module_the_stage_reaches(stage):
     trees = [ast.parse(source_of(c)) for c in cells_of(STAGES[stage]) if c['cell_type'] == 'code']
     modules = set().union(*map(imported, trees))
-    if stage == 'pretrain':                             # its method is imported by name
-        modules |= {entry.get('module', name) for name, entry in read_yaml(ROOT/'params.yaml')['methods'].items()}
+    named = METHODS.get({'pretrain': 'methods'}.get(stage, stage), set())              # modules that are imported by name
+    copied = set().union(*METHODS.values()) if stage == 'modules' else set()           # and those that are read as files
+    needed = (reached(modules | named) - named) | copied
     listed = {re.fullmatch(r'selfclass/(\w+)\.py', dep)[1] for dep in DVC[stage]['deps'] if re.match(r'selfclass/.*\.py$', dep)}
-    assert listed == reached(modules), f'missing {reached(modules) - listed}, too many {listed - reached(modules)}'
+    assert listed == needed, f'missing {needed - listed}, too many {listed - needed}'
+    assert bool(named) == any(re.fullmatch(r'out/modules/\$\{(item\.method|key)\}\.py', dep) for dep in DVC[stage]['deps'])
 
 
 @pytest.mark.parametrize('stage', DVC)
@@ -60,7 +64,8 @@ def test_params_name_every_section_the_stage_reads(stage):
     listed = {param.split('.')[0] for param in DVC[stage]['params']}
     assert listed == sections
     keys = set(parameter_names(STAGES[stage])) & KEYS
-    assert keys == set(re.findall(r'--(\w+) \$', DVC[stage]['cmd'])) == set(re.findall(r'item\.(\w+)', DVC[stage]['cmd']))
+    given = re.findall(r'--(\w+) \$\{(?:item\.)?(\w+)\}', DVC[stage]['cmd'])
+    assert keys == {option for option, _ in given} and all(name in (option, 'key') for option, name in given)
 
 
 @pytest.mark.parametrize('notebook', stage_notebooks(), ids=lambda nb: nb.stem)
@@ -85,7 +90,7 @@ PARAM_FILES = [ROOT/'params.yaml', *sorted((ROOT/'conf').glob('*.yaml'))]
 def test_params_files_are_complete(file):
     params = read_params(file)
     needed = {name for nb in stage_notebooks() for name in parameter_names(nb)} - KEYS
-    assert set(params) == needed | {'methods'}
+    assert set(params) == needed
     assert params['report']['method'] in params['methods']
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, cells_of, python, source_of
 from selfclass.core import load_json, read_yaml
 
-ORDER = ('pretrain', 'embed', 'linear', 'cluster', 'report', 'compare')
+ORDER = ('modules', 'pretrain', 'embed', 'linear', 'cluster', 'derive', 'report', 'compare')
 
 
 def dvc(*words, cwd, timeout=600):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from selfclass import selfclassifier
+from selfclass.augment import MultiCrop
 from selfclass.data import ImageSet
 from selfclass.dist import all_gather_batch, rank, share_batch_norm, sum_over_ranks, whole_group, world_size
 from selfclass.errors import SelfclassError
@@ -106,3 +107,19 @@ def transfer_protocols(folder, train, test, section):
     for index, _ in transfer._viewed(test, lambda batch: batch, 10, torch.device('cpu'), 0):
         scored += index.tolist()
     return {'scores': scores, 'logits': kept, 'scored': scored}
+
+
+class Late(MultiCrop):
+    "Views that every worker but the first takes seconds to receive, as on a busy machine."
+    folder = None
+
+    def __reduce__(self):
+        return received_late, (self.config, str(self.folder))
+
+
+def received_late(config, folder):
+    try:
+        (Path(folder)/'first').touch(exist_ok=False)
+    except FileExistsError:
+        time.sleep(3)
+    return MultiCrop(**config)
