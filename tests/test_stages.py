@@ -95,6 +95,37 @@ def test_dvc_runs_compares_and_sweeps(tmp_path):
     assert dvc('exp', 'show', '--csv', cwd=here).returncode == 0
 
 
+def rerun(here, *files, params=()):
+    "Stages of pretrain and derive that DVC runs again once these files, or entries of params.yaml, have changed."
+    from dvc.repo import Repo
+    found = set()
+    for stage in Repo(str(here)).index.stages:
+        deps = {dep.def_path for dep in stage.deps if not hasattr(dep, 'params')}
+        numbers = {name for dep in stage.deps if hasattr(dep, 'params') for name in dep.params}
+        name = getattr(stage, 'name', '')
+        if name.startswith(('pretrain', 'derive')) and (deps & set(files) or numbers & set(params)):
+            found.add(name)
+    return found
+
+
+def test_an_edit_of_one_method_reruns_that_method_only(tmp_path):
+    "Its module, as the stage modules hands it on, or its entry."
+    here = scratch_repository(tmp_path/'copy')
+    code = here/'out'/'modules'
+    assert dvc('repro', 'modules', cwd=here).returncode == 0
+    before = {file.name: file.read_bytes() for file in code.iterdir()}
+    methods, derive = (read_yaml(here/'params.yaml')[section] for section in ('methods', 'derive'))
+    assert set(before) == {f'{name}.py' for name in methods | derive}
+    with (here/'selfclass'/'sela.py').open('a') as file: file.write('\n# a remark\n')
+    assert dvc('repro', 'modules', cwd=here).returncode == 0
+    changed = [f'out/modules/{file.name}' for file in code.iterdir() if file.read_bytes() != before[file.name]]
+    names = [name for name, entry in methods.items() if entry.get('module') == 'sela']
+    assert names and rerun(here, 'selfclass/sela.py') == set()
+    assert rerun(here, *changed) == {f'pretrain@digits-{name}-0' for name in names}
+    assert rerun(here, params=[f'methods.{names[0]}']) == {f'pretrain@digits-{names[0]}-0'}
+    assert rerun(here, params=['derive.kmeans']) == {'derive@kmeans'}
+
+
 def test_without_git(tmp_path):
     "From a tarball: DVC's no-scm mode."
     here = tmp_path/'tarball'
