@@ -1,17 +1,25 @@
 """Each recipe in conf/ builds: its network, its views, its optimiser, and one step of its loss, with the real keys and sizes on a few made-up images."""
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from selfclass.augment import MultiCrop
 from selfclass.core import check_arguments, read_yaml, seed_everything
-from selfclass.data import load_splits
+from selfclass.data import ImageSet, load_splits
 from selfclass.lars import build_optimizer, warmup_cosine
 from selfclass.model import ClusterNet
 from selfclass.probe import knn_probe, linear_probe
+from selfclass.sela import collect_embeddings, fit_sela, step_rate, update_steps
 from selfclass.selfclassifier import NeighbourQueue, fit_selfclassifier, make_step
 from selfclass.transfer import _checked_protocols, crop_views
 
-RECIPES = sorted((ROOT/'conf').glob('*.yaml'))
+
+def recipes_of(method):
+    "Recipes with an entry of this name in their section `methods:`."
+    return [file for file in sorted((ROOT/'conf').glob('*.yaml')) if method in read_yaml(file)['methods']]
+
+
+RECIPES, SELA = recipes_of('selfclassifier'), recipes_of('sela')
 
 
 @pytest.mark.parametrize('file', RECIPES, ids=lambda f: f.stem)
@@ -68,3 +76,74 @@ def test_imagenet_recipe_holds_the_published_numbers(epochs):
     linear, semi = params['probe']['linear_eval'], params['probe']['semi_supervised']
     assert (linear['lr'], linear['epochs'], linear['batch_size'], linear['momentum'], linear['standardize']) == (.8, 100, 4096, .9, False)
     assert (semi['shares'], semi['lr'], semi['head_lr'], semi['drops'], semi['factor']) == ([.01, .1], [.02, .01], [5., .2], [12, 16], .2)
+
+
+def sela_entry(params):
+    "The entry of the method without the name of its module."
+    return {name: value for name, value in params['methods']['sela'].items() if name != 'module'}
+
+
+@pytest.mark.parametrize('file', SELA, ids=lambda f: f.stem)
+def test_sela_recipe_trains(file):
+    "Network, views and every number of the recipe, on four made-up images: one step, the look at all images and the renewal before it, and the renewal at the end."
+    params = read_yaml(file)
+    recipe = check_arguments(fit_sela, params['pretrain'] | sela_entry(params), 'methods.sela')
+    with torch.device('meta'):
+        net = ClusterNet(**check_arguments(ClusterNet, recipe['model'], 'model'))
+    assert net.dim == net.n_features == recipe['model']['dim'] and not list(net.projector.parameters())
+    pixels = torch.randint(0, 256, (4, 3, 64, 72), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    narrow = recipe | dict(model=recipe['model'] | {'classes': (2,)*min(2, len(net.classes))}, epochs=1, batch_size=4, workers=0, device='cpu')
+    run = fit_sela(ImageSet('made up', pixels), **narrow)
+    torch.manual_seed(0)
+    drawn = ClusterNet(**narrow['model']).state_dict()
+    moved = [not torch.equal(value, drawn[name]) for name, value in run.net.state_dict().items() if value.is_floating_point()]
+    assert sum(moved) > .9*len(moved), 'the step moves the weights'
+    assert np.isfinite(run.head_loss).all() and run.record.rows[0]['loss'] > 0
+    heads = [line['head'] for line in run.diary]
+    assert heads == ([0, 1] if recipe['updates']['in_turn'] else [*range(len(run.labels))]*2)
+    assert run.loader.views.n_views == 1 and run.loader.views.options['global_size'] == 224
+
+
+@pytest.mark.parametrize('file', SELA, ids=lambda f: f.stem)
+def test_sections_of_sela_recipes_fit_their_functions(file):
+    params = read_yaml(file)
+    recipe = sela_entry(params)
+    for name, entry in params['datasets'].items():
+        check_arguments(load_splits, entry | params['data'], f'datasets.{name}')
+    check_arguments(linear_probe, params['linear'], 'linear')
+    check_arguments(knn_probe, params['knn'], 'knn')
+    check_arguments(collect_embeddings, recipe['inputs'], 'inputs')
+    for numbers in _checked_protocols(params['probe']).values():
+        assert crop_views(MultiCrop(**recipe['views']), **numbers.get('crops', {})).n_views == 1
+    epochs, lr = recipe['epochs'], recipe['optimizer']['lr']
+    rates = [step_rate(epoch, lr, **recipe['schedule']) for epoch in (0, *recipe['schedule']['drops'], epochs)]
+    assert rates == pytest.approx([lr, .1*lr, .01*lr, .01*lr]) and recipe['schedule']['drops'][-1] < epochs
+    times = update_steps(1000*epochs, recipe['updates']['number'], recipe['updates']['power'], recipe['updates']['first'])
+    assert len(times) == recipe['updates']['number'] and (times[0], times[-1]) == (0, 1000*epochs)
+
+
+@pytest.mark.parametrize('name, backbone, classes, number', [('alexnet', 'alexnet', [3000]*10, 100), ('resnet50', 'resnet50', [3000], 80)])
+def test_sela_on_imagenet_holds_the_published_numbers(name, backbone, classes, number):
+    "Asano et al. 2020, section 4.2, Table 1 (rows e and g) and appendix A.1; what the paper leaves open is the official code's."
+    params = read_yaml(ROOT/'conf'/f'sela-imagenet-{name}.yaml')
+    recipe = params['methods']['sela']
+    assert (recipe['model']['backbone'], recipe['model']['classes'], recipe['model']['hidden']) == (backbone, classes, None)
+    assert recipe['epochs'] == 400 and params['pretrain']['batch_size'] == 256 and recipe['sinkhorn']['lam'] == 25
+    assert recipe['optimizer'] == dict(name='sgd', lr=.05, momentum=.9, weight_decay=1e-5) and recipe['schedule'] == dict(drops=[150, 300], factor=.1)
+    assert recipe['updates'] == dict(number=number, power=2., first=0, in_turn=False, warm_start=False) and recipe['inputs'] == dict(passes=1, train_mode=True)
+    views = MultiCrop(**recipe['views']).options
+    assert [views[key] for key in ('global_scale', 'jitter_p', 'brightness', 'contrast', 'saturation', 'hue', 'grayscale_p')] == [(.08, 1.), 1., .4, .4, .4, .4, .2]
+    probe = params['probe']['conv_probes']
+    assert [probe[key] for key in ('epochs', 'lr', 'drops', 'factor', 'batch_size')] == ([36, .01, [5, 15, 25], .2, 192] if name == 'alexnet' else [146, .1, [85, 128], .1, 1024])
+
+
+@pytest.mark.parametrize('name, epochs', [('cifar10', 400), ('cifar100', 400), ('cifar100-20', 400), ('stl10', 200)])
+def test_sela_on_small_images_holds_the_numbers_of_the_code(name, epochs):
+    "The CIFAR script of the official code; STL-10 has half of its epochs and renewals, for twice the images."
+    params = read_yaml(ROOT/'conf'/f'sela-{name}.yaml')
+    recipe = params['methods']['sela']
+    assert (recipe['model']['backbone'], recipe['model']['classes']) == ('alexnet', [128]*10)
+    assert params['pretrain']['batch_size'] == 128 and recipe['epochs'] == recipe['updates']['number'] == epochs
+    assert (recipe['updates']['power'], recipe['updates']['in_turn'], recipe['sinkhorn']['lam']) == (1., True, 10.)
+    assert recipe['optimizer'] == dict(name='sgd', lr=.03, momentum=.9, weight_decay=5e-4) and recipe['schedule'] == dict(drops=[epochs*3//5, epochs*4//5], factor=.1)
+    assert recipe['views']['global_scale'] == [.2, 1.] and list(params['datasets']) == [name] and params['knn']['k'] == 10
