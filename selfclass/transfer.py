@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,32 @@ def _classes_of(images: ImageSet) -> Tensor:
     if len(classes) and classes.min() < 0:
         raise DataError(f"'{images.name}' has {int((classes < 0).sum())} pictures without a class; leave them out with images.subset(index)")
     return classes
+
+# %% ../nbs/63_transfer.ipynb #a9204353
+def _classes_of_both(train, test):
+    "Classes of the training pictures, int64 (N,); DataError when a held-out picture is of a class that none of them has."
+    scored, taught = _classes_of(test), _classes_of(train)
+    strange = np.setdiff1d(scored, taught)
+    if len(strange):
+        name = f' ({test.class_names[strange[0]]})' if test.class_names else ''
+        others = f' (and so do {len(strange) - 1} other classes)' if len(strange) > 1 else ''
+        raise DataError(f"class {strange[0]}{name} of the held-out '{test.name}' lacks a training picture in '{train.name}'{others}; draw both sets from all classes")
+    return taught
+
+# %% ../nbs/63_transfer.ipynb #bd40475c
+_KINDS = {'net': (nn.Module, "a network, such as run.net or load_pretrained(folder)"), 'train': (ImageSet, 'an ImageSet, such as load_images gives'),
+          'test': (ImageSet, 'an ImageSet, such as load_images gives'), 'views': (MultiCrop, "a MultiCrop, such as MultiCrop(**recipe['views'])")}
+
+
+def _check_kinds(needs=('features', 'n_features'), **given):
+    "ParamsError unless net, train, test and views are what their names say, and the network has what the protocol needs."
+    for name, value in given.items():
+        kind, wanted = _KINDS[name]
+        if not isinstance(value, kind):
+            raise ParamsError(f'{name} should be {wanted}, found {type(value).__name__}; {"give its .net" if hasattr(value, "net") else "mend the call"}')
+    lacking = [name for name in needs if not hasattr(given['net'], name)]
+    if lacking:
+        raise ParamsError(f'net should be a ClusterNet, which has {lacking[0]}, found {type(given["net"]).__name__}; conv_probes takes any network')
 
 # %% ../nbs/63_transfer.ipynb #54a36eb1
 _ONE = {'n_global': 1, 'n_local': 0}
@@ -183,9 +210,20 @@ class Probes(nn.Module):
 # %% ../nbs/63_transfer.ipynb #079c87b8
 def _check_training(epochs, batch_size, *rates):
     "ParamsError unless there is something to do."
-    if epochs < 1 or batch_size < 2 or not min(rates) > 0:
-        raise ParamsError(f'epochs should be at least 1, batch_size at least 2 and learning rates above 0, found {epochs}, {batch_size} and '
-                          f"{', '.join(f'{rate:g}' for rate in rates)}; mend them")
+    whole, real = (all(isinstance(n, kind) for n in numbers) for kind, numbers in ((Integral, (epochs, batch_size)), (Real, rates)))
+    if not (whole and real) or epochs < 1 or batch_size < 2 or not min(rates) > 0:
+        raise ParamsError('epochs should be a whole number of at least 1, batch_size one of at least 2 and learning rates above 0, '
+                          f"found {epochs!r}, {batch_size!r} and {', '.join(map(repr, rates))}; mend them")
+
+
+def _check_several(kind, **given):
+    "ParamsError for what is no tuple of numbers: shots=5 for shots=(5,)."
+    for name, values in given.items():
+        if not isinstance(values, (tuple, list, np.ndarray)):
+            raise ParamsError(f'{name} should be a tuple, found {values!r}; a single value is ({values!r},)')
+        odd = [value for value in values if not isinstance(value, kind)]
+        if odd:
+            raise ParamsError(f"{name} should hold {'whole numbers' if kind is Integral else 'numbers'}, found {odd[0]!r}; mend it")
 
 # %% ../nbs/63_transfer.ipynb #ef602e6a
 def fit_probes(probes: Probes, look: Callable, train: ImageSet, view: MultiCrop, optimizer, lr_at: Callable, epochs: int, batch_size: int, seed: int = 0,
@@ -250,7 +288,9 @@ def linear_eval(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCro
 
     Raises
     ------
-    MissingLabelsError, DataError, ParamsError, TrainingError
+    MissingLabelsError, TrainingError
+    DataError                      fewer images than a batch, or a held-out class that no training image has
+    ParamsError                    a number that cannot train, or something that is no network, set or view
 
     Source: Self-Classifier sec. 5.3 and 6.2. Table 4, ResNet-50 on ImageNet: 72.4, 73.5, 74.2 and 74.1 after 100, 200, 400 and 800 epochs.
 
@@ -259,10 +299,11 @@ def linear_eval(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCro
     >>> views = MultiCrop('glyphs', n_local=0, global_size=16)      # those of the run: load_pretrained(folder).facts['recipe']['views']
     >>> linear_eval(run.net, train, test, views, batch_size=256)    # train, test = load_splits('digits', size=16)
     """
+    _check_kinds(net=net, train=train, test=test, views=views)
     _check_training(epochs, batch_size, lr)
     device, view = pick_device(device), crop_views(views, **crops)
     size = dict(batch_size=min(batch_size, 512), device=device, workers=workers)
-    _classes_of(test), _classes_of(train)
+    _classes_of_both(train, test)
     with borrowed(net, device):
         look = lambda x: [_seen(net.features, x)]
         plain = torch.zeros(net.n_features, device=device), torch.ones(net.n_features, device=device)
@@ -408,14 +449,16 @@ def conv_probes(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCro
     Raises
     ------
     MissingLabelsError, DataError, TrainingError
-    ParamsError                    a layer that the network does not have
+    ParamsError                    a layer that the network does not have, or something that is no network, set or view
 
     Source: SeLa A.1. Table 3, AlexNet on ImageNet, conv1 to conv5: 22.4, 36.9, 44.5, 46.8, 43.3 (3k × 10); random weights on ten crops (Table 5): 17.6, 20.3, 20.6, 17.8, 11.0.
     """
+    _check_kinds((), net=net, train=train, test=test, views=views)
     _check_training(epochs, batch_size, lr)
+    _check_several(Real, drops=drops)
     net, device, view, n_classes = getattr(net, 'backbone', net), pick_device(device), crop_views(views, **crops), train.n_classes
     layers, size = _chosen_layers(net, layers), dict(batch_size=batch_size, device=device, workers=workers)
-    _classes_of(test), _classes_of(train)
+    _classes_of_both(train, test)
     with borrowed(net, device), pooled_maps(net, layers, values) as look:
         widths = [len(m[0].flatten()) for m in look(views.plain(train.batch([0])).to(device))]
         probes = Probes([_xavier(width, n_classes, seed + k) for k, width in enumerate(widths)], channel_units(look, train, views.plain, seed=seed, **size)).to(device)
@@ -553,6 +596,14 @@ def fine_tune(net: nn.Module, images: ImageSet, view: MultiCrop, n_classes: int,
     return model.eval()
 
 # %% ../nbs/63_transfer.ipynb #c4547cae
+def _check_lengths(shares, **given):
+    "ParamsError unless there is one value for each share."
+    for name, values in given.items():
+        if isinstance(values, (str, Path)) or len(values) != len(shares):
+            found = repr(values) if isinstance(values, (str, Path)) else len(values)
+            raise ParamsError(f'{name} should hold one value for each of the {len(shares)} shares, found {found}; add or remove some')
+
+
 def semi_supervised(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCrop, shares: tuple[float, ...] = (0.01, 0.1), lr: tuple[float, ...] = (0.02, 0.01),
                     head_lr: tuple[float, ...] = (5.0, 0.2), lists: tuple[str, ...] | None = None, epochs: int = 20, drops: tuple[int, ...] = (12, 16),
                     factor: float = 0.2, batch_size: int = 256, momentum: float = 0.9, crops: dict = {}, seed: int = 0, device: str = 'auto', workers: int = 0,
@@ -575,16 +626,16 @@ def semi_supervised(net: nn.Module, train: ImageSet, test: ImageSet, views: Mult
     Raises
     ------
     MissingLabelsError, TrainingError, MissingInputError
-    DataError                        a share leaves a class without an image, a list names an unknown one
-    ParamsError                      not one rate for each share
+    DataError                        a share leaves a class without an image, a list names an unknown one,
+                                     or a held-out class has no training image
+    ParamsError                      not one rate for each share, or something that is no network, set, view or tuple
 
     Source: Caron et al. 2020 (SwAV), numbers of their code.
     """
-    for name, values in (('lr', lr), ('head_lr', head_lr), ('lists', lists or shares)):
-        if len(values) != len(shares):
-            raise ParamsError(f'{name} should hold one value for each of the {len(shares)} shares, found {len(values)}; add or remove some')
-    device, classes, scores = pick_device(device), _classes_of(train), {}
-    _classes_of(test)
+    _check_kinds(('backbone', 'n_features'), net=net, train=train, test=test, views=views)
+    _check_several(Real, shares=shares, lr=lr, head_lr=head_lr, drops=drops)
+    _check_lengths(shares, lr=lr, head_lr=head_lr, lists=lists or shares)
+    device, classes, scores = pick_device(device), _classes_of_both(train, test), {}
     for i, share in enumerate(shares):
         name = f'semi_{100 * share:g}pct'.replace('.', '_')
         chosen = train.subset(listed_images(train, lists[i]) if lists else labelled_share(classes, share, seed))
@@ -658,15 +709,19 @@ def few_shot(net: nn.Module, train: ImageSet, test: ImageSet, views: MultiCrop, 
     Raises
     ------
     MissingLabelsError, ParamsError
-    DataError                      a class has fewer images than shots, or there is only one class
+    DataError                      a class has fewer images than shots, there is only one, or a held-out class has no training image
 
     Source: Assran et al. 2022 (logistic regression, means over three draws); Snell et al. 2017 (nearest class mean).
     """
-    classes, device = _classes_of(train).numpy(), pick_device(device)
-    if draws < 1 or not shots or min(shots) < 1 or not C > 0 or batch_size < 1 or seed < 0:
+    _check_kinds(net=net, train=train, test=test, views=views)
+    _check_several(Integral, shots=shots)
+    numbers = all(isinstance(n, Integral) for n in (draws, batch_size, seed)) and isinstance(C, Real)
+    if not numbers or not len(shots) or min(draws, batch_size, *shots) < 1 or not C > 0 or seed < 0:
         raise ParamsError(f'few_shot needs shots, draws and batch_size of at least 1, C above 0 and a seed of at least 0, found {shots=}, {draws=}, {batch_size=}, {C=}, {seed=}; mend them')
+    classes, device = _classes_of(train).numpy(), pick_device(device)
     if len(np.unique(classes)) < 2:
         raise DataError(f"few_shot compares classes, found {len(np.unique(classes))} in '{train.name}'; give images of two or more")
+    _classes_of_both(train, test)
     drawn = [draw_shots(classes, max(shots), (seed, draw)) for draw in range(draws)]
     needed, test_y = np.unique(drawn), _classes_of(test).numpy()
     with borrowed(net, device):

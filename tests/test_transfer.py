@@ -1,4 +1,6 @@
 """The protocols of 63_transfer in one process and in two, and on a network that cannot be written into a notebook in a line."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -26,9 +28,9 @@ SECTION = {name: numbers | {'device': 'cpu'} for name, numbers in SECTION.items(
 
 @pytest.fixture(scope='module')
 def sets():
-    "Shapes; the number of held-out pictures is odd, so that two processes cannot share them evenly."
+    "Shapes, whose classes take turns; the number of held-out pictures is odd, so that two processes cannot share them evenly."
     train, test = load_images('shapes', 'train'), load_images('shapes', 'test')
-    return train.subset(np.arange(0, 400, 2)), test.subset(range(77))
+    return train.subset(range(200)), test.subset(range(77))
 
 
 @pytest.fixture(scope='module')
@@ -72,24 +74,41 @@ def test_decoded_on_demand_is_in_memory(run, sets, tmp_path):
             assert on_demand[name] == score, name                               # plain views are not
 
 
-def test_a_run_that_was_interrupted_goes_on(run, sets, tmp_path, monkeypatch):
-    "Stopped after two epochs of three: the checkpoint is read, the scores are those of a run in one go, and it is removed at the end."
-    from selfclass import transfer
-    section = {'linear_eval': SECTION['linear_eval']}
-    whole, save, epochs = run_probes(run, *sets, section), transfer.Checkpoint.save, []
+@pytest.mark.parametrize('protocol, saves, before, after, left', [
+    ('linear_eval', 2, [0, 1], [2], ['linear_eval']), ('conv_probes', 1, [0], [1], ['conv_probes']),
+    ('semi_supervised', 3, [0, 1, 0], [1], ['semi_10pct', 'semi_50pct'])])
+def test_a_run_that_was_interrupted_goes_on(run, sets, tmp_path, monkeypatch, protocol, saves, before, after, left):
+    """Stopped after some epochs: only the others are trained, weights and scores are those of a run in one go, and the checkpoints are removed at the end.
 
-    def stop(self, epoch):
-        save(self, epoch)
-        epochs.append(epoch)
-        if epoch == 1:
-            raise KeyboardInterrupt
-    with monkeypatch.context() as patched:
-        patched.setattr(transfer.Checkpoint, 'save', stop)
-        with pytest.raises(KeyboardInterrupt):
-            run_probes(run, *sets, section, checkpoints=tmp_path/'state')
-    assert epochs == [0, 1] and (tmp_path/'state'/'linear_eval'/'last.pt').exists()
-    assert run_probes(run, *sets, section, checkpoints=tmp_path/'state') == whole
-    assert not (tmp_path/'state').exists()
+    The fine-tuning is stopped within its second share; the first one is not trained again."""
+    from selfclass import transfer
+    section, save, weights = {protocol: SECTION[protocol]}, transfer.Checkpoint.save, {}
+
+    def stopped_after(n):
+        "From now on: epochs as they are saved, and an interruption after the nth of them."
+        epochs = []
+
+        def note(self, epoch):
+            save(self, epoch)
+            epochs.append(epoch)
+            weights[self.file.parent.name, epoch] = {name: value.clone() for name, value in next(iter(self.parts.values())).state_dict().items()}
+            if len(epochs) == n:
+                raise KeyboardInterrupt
+        monkeypatch.setattr(transfer.Checkpoint, 'save', note)
+        return epochs
+
+    stopped_after(None)
+    scores, in_one_go = run_probes(run, *sets, section, checkpoints=tmp_path/'one'), dict(weights)
+    epochs = stopped_after(saves)
+    with pytest.raises(KeyboardInterrupt):
+        run_probes(run, *sets, section, checkpoints=tmp_path/'two')
+    assert epochs == before and sorted(file.parent.name for file in (tmp_path/'two').rglob('last.pt')) == left
+    epochs = stopped_after(None)
+    assert run_probes(run, *sets, section, checkpoints=tmp_path/'two') == scores and epochs == after
+    assert not (tmp_path/'one').exists() and not (tmp_path/'two').exists()
+    for key, state in in_one_go.items():
+        for name, value in state.items():
+            assert torch.equal(weights[key][name], value), (key, name)
 
 
 def test_alexnet_is_pooled_as_in_the_paper():
@@ -207,6 +226,43 @@ def test_what_cannot_be_measured_is_refused(run, sets, protocol):
     if protocol in ('few_shot', 'semi_supervised'):
         with pytest.raises(DataError, match='class 2'):
             PROTOCOLS[protocol](net, rare, rare, views, device='cpu', **{'few_shot': dict(shots=(2,)), 'semi_supervised': dict(shares=(.1, .2))}[protocol])
+
+
+@pytest.mark.parametrize('protocol', SECTION)
+def test_what_is_handed_in_by_mistake_is_named_in_one_line(run, sets, protocol):
+    "A run for its network, arrays for a set, a mapping for views, and held-out classes that were never trained."
+    from selfclass.hub import load_pretrained
+    from selfclass.transfer import PROTOCOLS
+    train, test = sets
+    right = dict(net=load_pretrained(run), train=train, test=test, views=MultiCrop(preset='natural', n_local=0, global_size=16))
+    for wrong, error, says in (
+            ({'net': SimpleNamespace(net=right['net'])}, ParamsError, 'net should be a network, .* found SimpleNamespace; give its .net'),
+            ({'train': train.pixels}, ParamsError, 'train should be an ImageSet, .* found Tensor'),
+            ({'test': None}, ParamsError, 'test should be an ImageSet, .* found NoneType'),
+            ({'views': right['views'].config}, ParamsError, 'views should be a MultiCrop, .* found dict'),
+            ({'train': train.subset(np.flatnonzero(train.labels < 3))}, DataError, f"class 3 .*of the held-out '{test.name}' lacks a training picture in '{train.name}'; draw")):
+        with pytest.raises(error, match=says) as caught:
+            PROTOCOLS[protocol](**right | wrong, device='cpu')
+        assert '\n' not in str(caught.value)
+    if protocol != 'conv_probes':
+        with pytest.raises(ParamsError, match='net should be a ClusterNet, .* found Tiny; conv_probes takes any network'):
+            PROTOCOLS[protocol](**right | {'net': Tiny()}, device='cpu')
+
+
+@pytest.mark.parametrize('protocol, numbers, says', [
+    ('few_shot', dict(shots=5), 'shots should be a tuple, found 5; a single value is (5,)'), ('few_shot', dict(shots=('5',)), "shots should hold whole numbers, found '5'"),
+    ('few_shot', dict(shots=()), 'shots=()'), ('few_shot', dict(draws=1.5), 'draws=1.5'), ('few_shot', dict(C='1'), "C='1'"),
+    ('semi_supervised', dict(shares=.1), 'shares should be a tuple, found 0.1; a single value is (0.1,)'),
+    ('semi_supervised', dict(shares=('1 %', '10 %')), "shares should hold numbers, found '1 %'"),
+    ('semi_supervised', dict(lr=.02), 'lr should be a tuple'), ('semi_supervised', dict(lists='1percent.txt'), "found '1percent.txt'"),
+    ('semi_supervised', dict(drops=12), 'drops should be a tuple, found 12'), ('conv_probes', dict(drops=5), 'drops should be a tuple, found 5'),
+    ('conv_probes', dict(epochs='36'), "found '36', 192 and 0.01"), ('linear_eval', dict(lr=(.8,)), 'found 100, 4096 and (0.8,)'), ('linear_eval', dict(batch_size=64.), 'found 100, 64.0 and 0.8')])
+def test_numbers_of_another_type_are_named_in_one_line(run, sets, protocol, numbers, says):
+    from selfclass.hub import load_pretrained
+    from selfclass.transfer import PROTOCOLS
+    with pytest.raises(ParamsError) as caught:
+        PROTOCOLS[protocol](load_pretrained(run), *sets, MultiCrop(preset='natural', n_local=0, global_size=16), device='cpu', **numbers)
+    assert says in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_the_stage_runs_on_its_default_cell(tmp_path):
