@@ -6,6 +6,7 @@ from conftest import ROOT
 from selfclass.augment import MultiCrop
 from selfclass.core import check_arguments, read_yaml, seed_everything
 from selfclass.data import ImageSet, load_splits
+from selfclass.kmeans import derive_kmeans
 from selfclass.lars import build_optimizer, warmup_cosine
 from selfclass.model import ClusterNet
 from selfclass.probe import knn_probe, linear_probe
@@ -113,6 +114,9 @@ def test_sections_of_sela_recipes_fit_their_functions(file):
     check_arguments(linear_probe, params['linear'], 'linear')
     check_arguments(knn_probe, params['knn'], 'knn')
     check_arguments(collect_embeddings, recipe['inputs'], 'inputs')
+    kmeans = dict(params['derive']['kmeans'])
+    assert kmeans.pop('from') == 'out/embed/sela' and kmeans['n_clusters'][1] == 1.5*kmeans['n_clusters'][0]
+    check_arguments(derive_kmeans, kmeans, 'derive.kmeans', supplied=('train', 'test', 'source', 'folder', 'seed'))
     for numbers in _checked_protocols(params['probe']).values():
         assert crop_views(MultiCrop(**recipe['views']), **numbers.get('crops', {})).n_views == 1
     epochs, lr = recipe['epochs'], recipe['optimizer']['lr']
