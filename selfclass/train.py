@@ -189,6 +189,8 @@ def _restored(file, parts):
         for name, part in parts.items():
             part.load_state_dict(state['parts'][name])
         torch.set_rng_state(state['random'])
+        if state['random_cuda'] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state['random_cuda'])
         return state['epoch'] + 1, None
     except Exception as error:                  # a damaged file makes torch raise anything
         return 0, error
@@ -232,12 +234,12 @@ class Checkpoint:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_suffix('.part')
-        torch.save({'epoch': epoch, 'random': torch.get_rng_state(),
+        torch.save({'epoch': epoch, 'random': torch.get_rng_state(), 'random_cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                     'parts': {name: part.state_dict() for name, part in self.parts.items()}}, part)
         part.replace(self.file)
 
     def resume(self) -> int:
-        """Load the last state into the parts and into torch's generator of random numbers.
+        """Load the last state into the parts and into torch's generators of random numbers (of the CPU, and of the GPUs: dropout draws there).
 
         Returns
         -------
@@ -516,7 +518,7 @@ def method_function(method: str, recipe: dict, section: str = 'methods'):
     Parameters
     ----------
     method : str     name of the entry
-    recipe : dict    the entry; its `module`, if any, names the module
+    recipe : dict    the entry; its `module`, if any, names the module, and `fit` one of several functions there (`fit: crossentropy`)
     section : str    "methods", or "derive" for methods that start from a run
 
     Returns
@@ -529,19 +531,22 @@ def method_function(method: str, recipe: dict, section: str = 'methods'):
     """
     name, verb = recipe.get('module', method), {'methods': 'fit', 'derive': 'derive'}[section]
     try:
-        return getattr(import_module(f'{__package__ or "selfclass"}.{name}'), f'{verb}_{name}')
+        return getattr(import_module(f'{__package__ or "selfclass"}.{name}'), f"{verb}_{recipe.get('fit', name)}")
     except (ModuleNotFoundError, AttributeError):
         known = sorted(nb.stem for nb in Path(__file__).parent.glob('*.py') if f'def {verb}_{nb.stem}(' in nb.read_text(encoding='utf-8'))
-        raise ParamsError(f"{section}.{method}: there is no method '{name}'; {nearest(name, known)}, or say `module:`") from None
+        raise ParamsError(f"{section}.{method}: there is no method '{recipe.get('fit', name)}'; {nearest(name, known)}, or say `module:`") from None
 
 # %% ../nbs/41_train.ipynb #042-4fc2ac1d
+_NOT_NUMBERS = 'module', 'fit', 'superclasses', 'from'          # of an entry: which function, on which labels, from which run
+
+
 def train_and_save(images: ImageSet, held_out: ImageSet, folder, dataset: str, method: str, seed: int, pretrain: dict, recipe: dict, checkpoints=None,
                    facts: dict = {}) -> dict:
     """Train by one entry of `methods:` and write the run.
 
     Parameters
     ----------
-    images, held_out : ImageSet    what is trained on, and what is only predicted
+    images, held_out : ImageSet    what is trained on, and what is only predicted; without labels, or with those of superclasses for a method that takes them
     folder : Path                  where the run goes (`save_run`, `sample_views`)
     dataset, method : str          names, for config.json
     seed : int
@@ -558,7 +563,8 @@ def train_and_save(images: ImageSet, held_out: ImageSet, folder, dataset: str, m
     ParamsError, DataError, TrainingError
     """
     train, here = method_function(method, recipe), ('images', 'held_out', 'seed', 'checkpoints', *pretrain)
-    numbers = check_arguments(train, {name: value for name, value in recipe.items() if name != 'module'}, f'methods.{method}', supplied=here)
+    numbers = {name: value for name, value in recipe.items() if name not in _NOT_NUMBERS}
+    numbers = check_arguments(train, numbers, f'methods.{method}', supplied=here)
     run = train(images, held_out=held_out, seed=seed, checkpoints=checkpoints, **check_arguments(train, pretrain, 'pretrain'), **numbers)
     health = diagnosis(run.record.rows, run.net.classes, run.record.collapse)
     if not rank():
@@ -634,8 +640,8 @@ def derive_and_save(train: ImageSet, test: ImageSet, folder, file, dataset: str,
     if 'from' not in recipe:
         raise ParamsError(f'derive.{method} should say from where it starts; for example, from: out/embed/selfclassifier')
     given = {name: value for name, value in dict(seed=seed, checkpoints=checkpoints).items() if name in signature(derive).parameters}
-    numbers = check_arguments(derive, {name: value for name, value in recipe.items() if name not in ('module', 'from')}, f'derive.{method}',
-                              supplied=('train', 'test', 'source', 'folder', *given))
+    numbers = {name: value for name, value in recipe.items() if name not in _NOT_NUMBERS}
+    numbers = check_arguments(derive, numbers, f'derive.{method}', supplied=('train', 'test', 'source', 'folder', *given))
     found = derive(train.unlabelled, test.unlabelled, run_source(recipe['from'], dataset, seed), Path(folder), **given, **numbers)
     if not rank():
         splits = {split: found.splits[split] | {'labels': images.labels} for split, images in (('train', train), ('test', test))}

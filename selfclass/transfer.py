@@ -79,6 +79,7 @@ _ONE = {'n_global': 1, 'n_local': 0}
 _CROP_ALONE = {
     'natural': dict(global_scale=(.08, 1.), jitter_p=0., grayscale_p=0., blur_p=(0., 0., 0.), solarise_p=(0., 0., 0.)),
     'glyphs': dict(stretch=0., elastic=0., noise=0., contrast=0., thickness=0., gamma=0.),
+    'strong': dict(n_ops=0, cutout=0.),
 }
 
 
