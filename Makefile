@@ -69,7 +69,7 @@ prep: $(ENV)/.dev ## before each commit: export, clean, test, strip the outputs 
 	$(RUN) nbdev_clean --fname nbs/pipeline
 	$(MAKE) test
 
-bench: $(ENV)/.bench ## speed and memory beside the peers, on CPU, under 15 minutes; rewrites docs/benchmarks.md
+bench: $(ENV)/.bench ## speed and memory beside the peers, on CPU, 16 minutes on 2 cores; rewrites docs/benchmarks.md
 	$(RUN) SELFCLASS_PROGRESS=off python -m benchmarks
 
 bench-full: $(ENV)/.bench ## the same with the large sizes
@@ -83,7 +83,7 @@ readme: $(ENV)/.dev ## README.md from nbs/index.ipynb, its figures from the last
 	$(RUN) jupyter nbconvert --log-level=WARN --to markdown --output-dir . --output README nbs/index.ipynb
 	sed -i.bak 's#(\.\./#(#g' README.md && rm README.md.bak
 
-ablations: $(ENV)/.pipeline data/digits/digits.npz ## the papers' ablation tables, on digits about 35 minutes on 2 cores: make ablations [TABLE=8] [ON=imagenet]
+ablations: $(ENV)/.pipeline data/digits/digits.npz ## the papers' ablation tables, on digits 38 minutes on 2 cores: make ablations [TABLE=8] [ON=imagenet]
 	@test -d out/report/tables || $(MAKE) repro
 	$(RUN) python -m selfclass.ablations run $(if $(TABLE),--table '$(TABLE)') $(if $(ON),--on '$(ON)')
 
