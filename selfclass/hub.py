@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -31,12 +32,18 @@ def _sorted(value):
     return [_sorted(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../nbs/21_hub.ipynb #007-984c9e75
+def _arguments(net):
+    "What a network is built from: its arguments, and its class if that is not ClusterNet."
+    named = getattr(net, 'pretrained_class', None)
+    return dict(net.config) if named is None else {'class': named, **net.config}
+
+
 def save_pretrained(net: ClusterNet, folder: str | Path, /, **facts) -> Path:
     """Write a network as `model.safetensors` and `config.json`, byte-stable, each file all or nothing.
 
     Parameters
     ----------
-    net : ClusterNet       on any device, in any mode and memory format
+    net : ClusterNet       on any device, in any mode and memory format; a subclass names itself in `pretrained_class`
     folder : str or Path   made if need be
     **facts                what else to keep in config.json (seed, data, augmentation …): anything JSON can hold;
                            the keys `net` and `selfclass` are always the network's arguments and our version
@@ -53,9 +60,9 @@ def save_pretrained(net: ClusterNet, folder: str | Path, /, **facts) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder/'model.safetensors.part'
     tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    part.write_bytes(save(tensors, metadata={'net': json.dumps(net.config, sort_keys=True)}))
+    part.write_bytes(save(tensors, metadata={'net': json.dumps(_arguments(net), sort_keys=True)}))
     part.replace(folder/'model.safetensors')
-    save_json(_sorted({**facts, 'selfclass': __version__, 'net': net.config}), folder/'config.json')
+    save_json(_sorted({**facts, 'selfclass': __version__, 'net': _arguments(net)}), folder/'config.json')
     return folder
 
 # %% ../nbs/21_hub.ipynb #012-c4dbfa73
@@ -92,10 +99,26 @@ def _read_safetensors(path):
         raise DataError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
 
 # %% ../nbs/21_hub.ipynb #017-422ef9f0
+def _class_of(config, source):
+    "The class that a configuration names: ClusterNet, or a subclass of it in a module of this library."
+    named = config.get('class')
+    if named is None:
+        return ClusterNet
+    module, _, name = named.rpartition('.') if isinstance(named, str) else ('', '', '')
+    try:
+        found = getattr(import_module(f'selfclass.{module}'), name) if module.isidentifier() else None
+    except (ModuleNotFoundError, AttributeError):
+        found = None
+    if not (isinstance(found, type) and issubclass(found, ClusterNet)):
+        raise DataError(f"{source} asks for the network class {named!r}, which is none of this library's; load it with the version that wrote it")
+    return found
+
+
 def _filled(config, tensors, source, advice):
     "Network with these arguments and exactly these weights, in evaluation mode."
+    network, config = _class_of(config, source), {key: value for key, value in config.items() if key != 'class'}
     with torch.device('meta'):
-        net = ClusterNet(**check_arguments(ClusterNet, config, f'{source}: net'))
+        net = network(**check_arguments(network, config, f'{source}: net'))
     report = _compare(net.state_dict(), tensors)
     if len(report['matched']) < len(tensors) or report['missing']:
         raise DataError(f"{source} does not hold the weights of this network ({_in_words(report)}); {advice}")
@@ -127,7 +150,7 @@ def load_pretrained(folder: str | Path) -> ClusterNet:
     Raises
     ------
     MissingInputError      one of the two files is missing
-    DataError              a file is damaged, or keys or shapes differ from what the configuration asks for
+    DataError              a file is damaged, keys or shapes differ from what the configuration asks for, or it names an unknown class
     ParamsError            the configuration has arguments that ClusterNet does not take
     """
     advice = 'pass a folder written by save_pretrained (by a pretrain stage: out/pretrain/<method>/<dataset>-<seed>)'
