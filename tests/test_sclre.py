@@ -39,7 +39,7 @@ def plain(pixels):
 def test_attention_equals_its_slow_twin(n, dim, heads, key_dim):
     torch.manual_seed(n)
     look, x = CrossInstanceAttention(dim, heads, key_dim, reference=4).double(), torch.randn(n, dim, dtype=torch.float64)
-    query, key, value = (layer.weight for layer in (look.query, look.key, look.value))
+    query, key, value = (layer.weight.detach() for layer in (look.query, look.key, look.value))
     width, slow = dim // heads, torch.zeros(n, dim, dtype=torch.float64)
     for h in range(heads):
         wq, wk, wv = query[h * key_dim:(h + 1) * key_dim], key[h * key_dim:(h + 1) * key_dim], value[h * width:(h + 1) * width]
@@ -47,7 +47,7 @@ def test_attention_equals_its_slow_twin(n, dim, heads, key_dim):
             e = [math.exp((wq @ x[i]) @ (wk @ x[j]) / math.sqrt(key_dim)) for j in range(n)]
             slow[i, h * width:(h + 1) * width] = sum(e[j] / sum(e) * (wv @ x[j]) for j in range(n))
     torch.testing.assert_close(look(x), slow)
-    look.reference.copy_(torch.randn(4, dim)).requires_grad_(False)
+    look.reference.copy_(torch.randn(4, dim))
     alone = torch.stack([look.train().among(torch.cat([row[None], look.reference]), torch.cat([row[None], look.reference]))[0] for row in x])
     torch.testing.assert_close(look.eval()(x), alone)
 
