@@ -21,15 +21,14 @@ import torch.nn.functional as F
 from scipy.linalg import helmert
 from torch import Tensor, nn
 
-from .augment import MultiCrop
-from .core import check_arguments, save_arrays, seed_everything
+from .core import check_arguments, save_arrays
 from .data import ImageSet
-from .dist import all_gather_batch, data_parallel, pick_device, rank, share_batch_norm, sum_over_ranks, world_size
+from .dist import all_gather_batch, data_parallel, rank, sum_over_ranks, world_size
 from .embed import borrowed, uint8_batches
 from .errors import DataError, MissingLabelsError, ParamsError
-from .lars import build_optimizer, warmup_cosine
+from .lars import warmup_cosine
 from .model import ClusterNet
-from .train import Checkpoint, Record, Run, ViewLoader, fit
+from .train import Checkpoint, Record, Run, ViewLoader, fit, run_speed, start_training
 
 # %% ../nbs/54_sclre.ipynb #929a38e8
 def _taught(images):
@@ -411,10 +410,13 @@ def fresh_cross_entropy(net: ClusterNet, loader: ViewLoader, labels: Tensor, row
     net, labels, row_temp : as for `cross_entropy_step`
     loader : ViewLoader     of the training images
     """
+    device, losses = next(net.parameters()).device, []
     loader.set_epoch(_FRESH)
-    with borrowed(net, next(net.parameters()).device):
-        losses = [cross_entropy_step(net, labels, row_temp)(batch) for batch in loader]
-    return round(torch.stack(losses).double().mean().item(), 6)
+    with borrowed(net, device):
+        for index, views in loader:
+            logits = net.heads[0](torch.cat(net.embed([view.to(device) for view in views])))
+            losses.append(F.cross_entropy(logits / row_temp, labels[index].repeat(len(views)).to(device)))
+    return round((sum_over_ranks(torch.stack(losses).double().mean()) / world_size()).item(), 6)
 
 # %% ../nbs/54_sclre.ipynb #a2c35aee
 @dataclass
@@ -443,23 +445,6 @@ def _answers(net, record, loader, sets, seed, workers):
     return found
 
 # %% ../nbs/54_sclre.ipynb #1810e84f
-def _start(network, images, seed, views, optimizer, batch_size, device, workers, batch_norm_processes):
-    "Network, loader and optimiser of a run, drawn from the seed."
-    seed_everything(seed)
-    device = pick_device(device)
-    crop = MultiCrop(**check_arguments(MultiCrop, views, 'views'))
-    loader = ViewLoader(images, crop, batch_size, seed, device, workers)
-    net = share_batch_norm(network().to(device, memory_format=torch.channels_last), batch_norm_processes)
-    return net, loader, build_optimizer([p for p in net.parameters() if p.requires_grad], **optimizer)
-
-
-def _speed(loader, epochs, seconds):
-    "Throughput of a run, for out/log."
-    images, seconds = epochs * len(loader) * loader.batch_size, max(seconds, 1e-9)
-    return {'train_s': round(seconds, 2), 'images_per_s': round(images / seconds, 1), 'views_per_s': round(images * loader.views.n_views / seconds, 1),
-            'batch_size': loader.batch_size, 'processes': world_size(), 'threads': torch.get_num_threads()}
-
-# %% ../nbs/54_sclre.ipynb #bac66c4d
 def _train(net, loader, opt, step, held_out, look, collapse, row_temp, seed, schedule, lr, epochs, predict_every, checkpoint_every, checkpoints) -> SuperclassRun:
     "Train, record, and classify all images under both protocols; `look` prepares the network for evaluation."
     lr_at = partial(warmup_cosine, epochs=epochs, lr=lr, **check_arguments(warmup_cosine, schedule, 'schedule', supplied=('epoch', 'epochs', 'lr')))
@@ -476,7 +461,7 @@ def _train(net, loader, opt, step, held_out, look, collapse, row_temp, seed, sch
     start, began = checkpoint.resume(), time.perf_counter()
     net.train()
     fit(step, loader, opt, lr_at, epochs, on_epoch, start)
-    speed, labels = _speed(loader, epochs - start, time.perf_counter() - began), _taught(loader.images)[0]
+    speed, labels = run_speed(loader, epochs - start, time.perf_counter() - began), _taught(loader.images)[0]
     net.eval()
     return SuperclassRun(net, record, loader, [fresh_cross_entropy(net, loader, labels, row_temp)], speed, checkpoint, _answers(net, record, loader, sets, seed, loader.workers))
 
@@ -513,7 +498,8 @@ def fit_sclre(images: ImageSet, *, model: dict, views: dict, optimizer: dict, sc
     """
     (labels, n), loss = _taught(images), check_arguments(sclre_loss, loss, 'loss', supplied=('v', 'logits', 'anchors', 'labels'))
     model = check_arguments(ClusterNet, model, 'model', supplied=('classes',))
-    net, loader, opt = _start(partial(SclreNet, attention, classes=(n,), **model), images, seed, views, optimizer, batch_size, device, workers, batch_norm_processes)
+    model = model | {'attention': attention, 'classes': (n,)}
+    net, loader, opt = start_training(images, seed, model, views, optimizer, batch_size, device, workers, batch_norm_processes, SclreNet)
     anchors = check_arguments(target_anchors, anchors, 'anchors', supplied=('n', 'dim'))
     net.anchors.copy_(target_anchors(n, net.dim, **{'seed': seed} | anchors))
     company = _reference_images(images, len(net.attention.reference), seed, loader.views.plain, net.anchors.device)
@@ -548,6 +534,6 @@ def fit_crossentropy(images: ImageSet, *, model: dict, views: dict, optimizer: d
     """
     (labels, n), loss = _taught(images), check_arguments(cross_entropy_step, loss, 'loss', supplied=('net', 'labels'))
     model = check_arguments(ClusterNet, model, 'model', supplied=('classes',))
-    net, loader, opt = _start(partial(ClusterNet, classes=(n,), **model), images, seed, views, optimizer, batch_size, device, workers, batch_norm_processes)
+    net, loader, opt = start_training(images, seed, model | {'classes': (n,)}, views, optimizer, batch_size, device, workers, batch_norm_processes)
     return _train(net, loader, opt, cross_entropy_step(net, labels, **loss), held_out, lambda: None, math.log(n), loss.get('row_temp', .1), seed,
                   schedule, optimizer['lr'], epochs, predict_every, checkpoint_every, checkpoints)

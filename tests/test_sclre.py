@@ -171,7 +171,6 @@ sclre.Checkpoint = Mortal
 fit, more = METHODS[method]
 run = fit(images, **(RECIPE | more | dict(epochs=7, held_out=stripes(21), predict_every=3, checkpoint_every=2, checkpoints=None if state.endswith("none") else Path(state))))
 train.save_run(run, out, seed=3)
-run.write_extra(Path(out))
 '''
 
 
@@ -197,7 +196,6 @@ def test_superclasses_are_learned_and_the_folder_gives_the_answers_back(tmp_path
     train, test = images.subset(range(160)), images.subset(range(160, 200))
     run = fit(train, held_out=test, **(RECIPE | more | dict(epochs=10, views=RECIPE['views'] | dict(rotation=0., shear=0., shift=.1))))
     save_run(run, tmp_path)
-    run.write_extra(tmp_path)
     scores = superclass_report(tmp_path/'superclasses.npz')
     assert scores['acc'] > .9 and scores['acc_train'] > .9 and scores['acc_batch'] > .8 and scores['early/proportion'] == scores['late/proportion'] == .5
     net = load_pretrained(tmp_path)
