@@ -8,7 +8,7 @@ __all__ = ['PRETEXTS', 'simclr_loss', 'instance_loss', 'MemoryBank', 'rotated', 
            'scan_loss', 'NeighbourLoader', 'scan_losses', 'best_heads', 'keep_heads', 'confident_labels',
            'confident_loss', 'ConfidenceLog', 'image_confidence', 'check_threshold', 'PlainAndStrong', 'Trainee',
            'pretext_step', 'clustering_step', 'selflabel_step', 'prototypes', 'least_confident', 'ScanRun', 'fit_scan',
-           'derive_scan']
+           'scan_from', 'derive_scan']
 
 # %% ../nbs/52_scan.ipynb #f88bfa21
 import csv, math, time
@@ -28,14 +28,14 @@ from .core import check_arguments, nearest, save_arrays, save_json, seed_everyth
 from .data import ImageSet
 from .dist import (all_gather_batch, data_parallel, pick_device, rank, share_batch_norm, sum_over_ranks, whole_group,
                             world_size)
-from .embed import borrowed, uint8_batches
+from .embed import borrowed, embed_images, uint8_batches
 from .errors import DataError, ParamsError
 from .hub import load_pretrained
 from .lars import build_optimizer, warmup_cosine
 from .loss import _checked_prior, collapse_loss, column_logsumexp, prior_per_head
 from .model import ClusterNet, Encoder, WeightNormLinear
 from .search import top_k
-from .train import Checkpoint, Record, Run, ViewLoader, _generator, fit
+from .train import Checkpoint, Derived, Record, Run, ViewLoader, _check_batch, _generator, fit, save_run
 
 # %% ../nbs/52_scan.ipynb #ff3eac35
 def _gathered(z: Tensor) -> Tensor:
@@ -415,7 +415,6 @@ class NeighbourLoader(ViewLoader):
     images, views, batch_size, seed, device, workers : as for `ViewLoader`; the first view of the recipe is taken
     neighbours : Tensor (N, K + 1)                     of `mine_neighbours`
     """
-    n_made = 2
 
     def __init__(self, images, views, batch_size, seed, device=torch.device('cpu'), workers=0, *, neighbours):
         super().__init__(images, views, batch_size, seed, device, workers)
@@ -606,7 +605,6 @@ class PlainAndStrong(ViewLoader):
     images, views, batch_size, seed, device, workers : as for `ViewLoader`; the recipe is that of strong views
     plain : callable                                   uint8 batch -> float (B, 3, h, w): `MultiCrop.plain` of the usual recipe
     """
-    n_made = 2
 
     def __init__(self, images, views, batch_size, seed, device=torch.device('cpu'), workers=0, *, plain):
         super().__init__(images, views, batch_size, seed, device, workers)
@@ -933,8 +931,9 @@ def _checked_pretext(section):
     return section | _checked_phase(_phase, {key: section[key] for key in shared if key in section}, 'pretext')
 
 # %% ../nbs/52_scan.ipynb #6477001a
-def _checked(n_images, classes, neighbours, clustering, selflabel, loss):
-    "Sections that fit_scan and derive_scan share, checked together with the number of images."
+def _checked(images, classes, batch_size, neighbours, clustering, selflabel, loss, *others):
+    "Sections that fit_scan and scan_from share, checked together with the number of images."
+    n_images = len(images)
     if max(classes) > n_images:
         raise ParamsError(f'{max(classes)} clusters cannot be filled by {n_images} images; lower classes to at most {n_images}')
     neighbours = check_arguments(_neighbours, neighbours, 'neighbours')
@@ -950,6 +949,8 @@ def _checked(n_images, classes, neighbours, clustering, selflabel, loss):
     row_temp = check_arguments(_loss, loss, 'loss').get('row_temp', .1)
     if not row_temp > 0:
         raise ParamsError(f'loss.row_temp should be above 0, found {row_temp}; 0.1 is usual')
+    for section in (clustering, selflabel or {}, *others):
+        _check_batch(images, section.get('batch_size') or batch_size)
     return neighbours, clustering, selflabel, row_temp
 
 
@@ -1014,7 +1015,7 @@ def fit_scan(images: ImageSet, *, model: dict, views: dict, pretext: dict, clust
     pretext, model = _checked_pretext(pretext), check_arguments(ClusterNet, model, 'model')
     seed_everything(seed)
     net = ClusterNet(**model)
-    neighbours, clustering, selflabel, row_temp = _checked(len(images), net.classes, neighbours, clustering, selflabel, loss)
+    neighbours, clustering, selflabel, row_temp = _checked(images, net.classes, batch_size, neighbours, clustering, selflabel, loss, pretext)
     setting = _Setting(images, MultiCrop(**check_arguments(MultiCrop, views, 'views')), batch_size, seed, pick_device(device), workers, checkpoint_every, checkpoints)
     encoder, curve, cost = _train_pretext(setting, model, pretext, batch_norm_processes)
     net.backbone.load_state_dict(encoder.backbone.state_dict())
@@ -1023,19 +1024,25 @@ def fit_scan(images: ImageSet, *, model: dict, views: dict, pretext: dict, clust
     return _finish(setting, net, table, clustering, selflabel, row_temp, predict_every, held_out, curve, [cost])
 
 # %% ../nbs/52_scan.ipynb #25bd9d85
-def derive_scan(source: ClusterNet | str | Path, images: ImageSet, *, classes: tuple[int, ...], clustering: dict, views: dict | None = None, neighbours: dict = {},
-                selflabel: dict | None = None, loss: dict = {}, batch_size: int = 512, seed: int = 0, device: str = 'auto', workers: int = 0,
-                predict_every: int = 1, checkpoint_every: int = 1, batch_norm_processes: int | None = None, held_out: ImageSet | None = None,
-                checkpoints=None) -> ScanRun:
+def _with_new_heads(given, classes):
+    "A copy of a network with fresh heads."
+    net = ClusterNet(**(given.config | {'classes': list(classes), 'fixed_classifier': False}))
+    net.load_state_dict({key: value for key, value in given.state_dict().items() if not key.startswith('heads.')}, strict=False)
+    return net
+
+
+def scan_from(source: ClusterNet | str | Path, images: ImageSet, *, classes: tuple[int, ...], clustering: dict, views: dict | None = None, neighbours: dict = {},
+              selflabel: dict | None = None, loss: dict = {}, batch_size: int = 512, seed: int = 0, device: str = 'auto', workers: int = 0, predict_every: int = 1,
+              checkpoint_every: int = 1, batch_norm_processes: int | None = None, held_out: ImageSet | None = None, checkpoints=None) -> ScanRun:
     """Neighbours, clustering and self-labelling on the features of a trained network.
 
     Parameters
     ----------
     source : ClusterNet, str or Path   a network or its folder (`load_pretrained`); it is not changed
+    images : ImageSet                  training images
     classes : tuple of int             clusters of each new head; the old heads are dropped
-    views : dict                       arguments of `MultiCrop`; None = those the network was trained with
-    images, clustering, neighbours, selflabel, loss, batch_size, seed, device, workers, predict_every, checkpoint_every,
-    batch_norm_processes, held_out, checkpoints
+    views : dict                       arguments of `MultiCrop`; None = those that the network was trained with
+    clustering, neighbours, selflabel, loss, batch_size, seed, device, workers, predict_every, checkpoint_every, batch_norm_processes, held_out, checkpoints
                                        as for `fit_scan`; 'projection' is the embedding of the network
 
     Returns
@@ -1046,14 +1053,46 @@ def derive_scan(source: ClusterNet | str | Path, images: ImageSet, *, classes: t
     ------
     ParamsError, DataError, MissingInputError, TrainingError
 
-    Source: Van Gansbeke et al. (2020), Algorithm 1 from line 3; any pretext that fulfils eq. 1.
+    Source: Van Gansbeke et al. (2020), Algorithm 1 from line 3 on; any pretext that fulfils eq. 1.
     """
     given = source if isinstance(source, ClusterNet) else load_pretrained(source)
-    views = given.facts['recipe']['views'] if views is None else views
     seed_everything(seed)
-    net = ClusterNet(**(given.config | {'classes': list(classes)}))
-    net.load_state_dict({key: value for key, value in given.state_dict().items() if not key.startswith('heads.')}, strict=False)
-    neighbours, clustering, selflabel, row_temp = _checked(len(images), net.classes, neighbours, clustering, selflabel, loss)
-    setting = _Setting(images, MultiCrop(**check_arguments(MultiCrop, views, 'views')), batch_size, seed, pick_device(device), workers, checkpoint_every, checkpoints)
+    net = _with_new_heads(given, classes)
+    neighbours, clustering, selflabel, row_temp = _checked(images, net.classes, batch_size, neighbours, clustering, selflabel, loss)
+    crop = MultiCrop(**check_arguments(MultiCrop, given.facts['recipe']['views'] if views is None else views, 'views'))
+    setting = _Setting(images, crop, batch_size, seed, pick_device(device), workers, checkpoint_every, checkpoints)
     net = share_batch_norm(net.to(setting.device, memory_format=torch.channels_last), batch_norm_processes)
     return _finish(setting, net, _mine(setting, net.eval(), **neighbours), clustering, selflabel, row_temp, predict_every, held_out)
+
+# %% ../nbs/52_scan.ipynb #b18470f4
+def derive_scan(train: ImageSet, test: ImageSet, source: Path | None, folder: Path, *, classes: tuple[int, ...], clustering: dict, views: dict | None = None,
+                loss: dict = {}, seed: int = 0, device: str = 'auto', workers: int = 0, checkpoints=None, **sections) -> Derived:
+    """SCAN from the network of another run, as a method of the pipeline.
+
+    Parameters
+    ----------
+    train, test : ImageSet   what is trained on, and what is only predicted
+    source : Path            folder of the run to start from: `from: out/pretrain/<method>`
+    folder : Path            gets the run (`save_run`)
+    classes, clustering, views, loss, seed, device, workers, checkpoints, and neighbours, selflabel, batch_size, predict_every, checkpoint_every
+                             as for `scan_from`
+
+    Returns
+    -------
+    train.Derived            arrays of both splits, clusters of each head, their losses
+
+    Raises
+    ------
+    ParamsError              the source is no folder of a run; otherwise as `scan_from`
+    DataError, MissingInputError, TrainingError
+    """
+    if source is None or not Path(source).is_dir():
+        raise ParamsError(f'scan starts from a network, found {source}; say from: out/pretrain/<method>')
+    sections = check_arguments(scan_from, sections, 'scan', supplied=('source', 'images', 'classes', 'clustering', 'held_out'))
+    run = scan_from(source, train, classes=classes, clustering=clustering, views=views, loss=loss, seed=seed, device=device, workers=workers, checkpoints=checkpoints,
+                    held_out=test, **sections)
+    plain, row_temp = run.loader.views.plain, loss.get('row_temp', .1)
+    splits = {name: embed_images(run.net, images, plain, device=device, workers=workers, row_temp=row_temp) for name, images in (('train', train), ('test', test))}
+    if not rank():
+        save_run(run, folder, seed=seed, recipe={'views': run.loader.views.config, 'loss': loss, 'clustering': clustering} | sections)
+    return Derived(splits, run.net.classes, np.array(run.head_loss))

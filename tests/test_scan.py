@@ -16,7 +16,7 @@ from selfclass.errors import DataError, ParamsError
 from selfclass.hub import load_pretrained
 from selfclass.model import ClusterNet
 from selfclass.scan import (ConfidenceLog, NeighbourLoader, clustering_step, confident_labels, confident_loss, derive_scan, fit_scan, instance_loss, look_at,
-                            mine_neighbours, neighbour_accuracy, scan_loss, scan_losses, selflabel_step, simclr_loss)
+                            mine_neighbours, neighbour_accuracy, scan_from, scan_loss, scan_losses, selflabel_step, simclr_loss)
 from selfclass.train import save_run
 
 
@@ -46,7 +46,7 @@ def test_scan_loss_is_finite_where_probabilities_vanish():
     a = torch.tensor([[300., 0., 0.], [300., 0., 0.]], requires_grad=True)
     loss = scan_loss(a, torch.tensor([[0., 300., 0.], [300., 0., 0.]]), 5., 1.)
     loss.backward()
-    assert loss.item() == pytest.approx(150 + 5 * math.log(3), rel=1e-5) and a.grad.isfinite().all()
+    assert loss.item() == pytest.approx((300 - math.log(2)) / 2 + 5 * math.log(3), rel=1e-5) and a.grad.isfinite().all()
 
 
 def test_losses_are_float32_under_autocast():
@@ -102,7 +102,7 @@ import os, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from selfclass import scan, train
-from scan_workers import RECIPE, FIRST_LINE, stripes
+from scan_workers import RECIPE, PRETEXTS, stripes
 class Mortal(train.Checkpoint):
     "A checkpoint after a writing of which the power fails, in the phase and epoch that the environment names."
     def save(self, epoch):
@@ -110,10 +110,9 @@ class Mortal(train.Checkpoint):
         if os.environ.get("POWER_FAILS") == f"{self.file and self.file.parent.name} {epoch}": os._exit(9)
 scan.Checkpoint = Mortal
 images, (out, state) = stripes(), map(Path, sys.argv[1:])
-pretext = {key: RECIPE["pretext"][key] for key in ("epochs", "optimizer")} | FIRST_LINE["nce"]
-run = scan.fit_scan(images, **(RECIPE | dict(pretext=pretext, held_out=images.subset(range(20)), predict_every=3, checkpoint_every=2,
+run = scan.fit_scan(images, **(RECIPE | dict(pretext=PRETEXTS["nce"], held_out=images.subset(range(20)), predict_every=3, checkpoint_every=2,
                                              checkpoints=None if state.name == "none" else state)))
-run.write_extra(train.save_run(run, out, seed=3))
+train.save_run(run, out, seed=3)
 '''
 FILES = ('model.safetensors', 'config.json', 'log.csv', 'predictions.npz', 'neighbours.npz', 'heads.json', 'before_selflabel.npz', 'pretext.csv', 'confident.csv',
          'prototypes.csv', 'uncertain.csv')
@@ -141,7 +140,6 @@ def run():
 
 def test_a_run_and_its_files(run, tmp_path):
     folder = save_run(run, tmp_path/'run', recipe={'views': GLYPHS})
-    run.write_extra(folder)
     assert run.net.classes == (3, 5) and run.heads['classes'] == [3, 3, 5] and len(run.heads['kept']) == len(run.head_loss) == 2
     with open(folder/'log.csv') as file:
         log = list(csv.DictReader(file))
@@ -152,24 +150,39 @@ def test_a_run_and_its_files(run, tmp_path):
     assert torch.equal(torch.from_numpy(np.load(folder/'neighbours.npz')['index']).long(), run.neighbours)
     assert {row['image'] for row in run.uncertain if row['head'] == 0} == set(range(50)), 'all images, since there are fewer than a hundred'
     assert all(run.record.ids['train'][-1][row['head']][row['image']] == row['cluster'] for row in run.prototypes)
-    derived = derive_scan(folder, stripes(), classes=(3,), clustering=RECIPE['clustering'] | dict(epochs=1), batch_size=16, device='cpu')
+    derived = scan_from(folder, stripes(), classes=(3,), clustering=RECIPE['clustering'] | dict(epochs=1), batch_size=16, device='cpu')
     assert derived.net.classes == (3,) and not derived.before and load_pretrained(folder).classes == (3, 5)
 
 
 def test_features_of_another_run_are_the_ones_that_are_mined(run):
-    "derive_scan with no training to speak of: its neighbours are those of the embeddings of the network that it was given, whose weights stay."
+    "scan_from with no training to speak of: its neighbours are those of the embeddings of the network that it was given, whose weights stay."
     weights = {name: value.clone() for name, value in run.net.state_dict().items()}
-    derived = derive_scan(run.net, stripes(), classes=(3, 4), views=GLYPHS, clustering=RECIPE['clustering'], neighbours=dict(k=4), batch_size=16, device='cpu')
+    derived = scan_from(run.net, stripes(), classes=(3, 4), views=GLYPHS, clustering=RECIPE['clustering'], neighbours=dict(k=4), batch_size=16, device='cpu')
     crop = MultiCrop(**GLYPHS)
     assert torch.equal(derived.neighbours, mine_neighbours(look_at(run.net, stripes(), crop.plain, lambda x: run.net.embed([x])[0]), 4))
     assert all(torch.equal(value, weights[name]) for name, value in run.net.state_dict().items()) and derived.net.classes == (3, 4)
 
 
 def test_a_frozen_backbone_stays(run):
-    derived = derive_scan(run.net, stripes(), classes=(3, 5), views=GLYPHS, clustering=RECIPE['clustering'] | dict(frozen=True), batch_size=16, device='cpu')
+    derived = scan_from(run.net, stripes(), classes=(3, 5), views=GLYPHS, clustering=RECIPE['clustering'] | dict(frozen=True), batch_size=16, device='cpu')
     for name, value in run.net.state_dict().items():
         assert name.startswith('heads') or torch.equal(value, derived.net.state_dict()[name]), name
     assert all(p.requires_grad for p in derived.net.parameters())
+
+
+def test_the_stage_derive_gets_a_run_and_arrays(run, tmp_path):
+    folder = save_run(run, tmp_path/'start', recipe={'views': GLYPHS})
+    recipe = dict(classes=(3, 4), clustering=RECIPE['clustering'], neighbours=dict(k=4), loss=RECIPE['loss'], batch_size=16, device='cpu')
+    derived = derive_scan(stripes(), stripes(20), folder, tmp_path/'derived', **recipe)
+    assert derived.classes == (3, 4) and derived.head_loss.shape == (2,) and derived.splits['test']['probs_1'].shape == (20, 4)
+    assert load_pretrained(tmp_path/'derived').facts['recipe']['views']['preset'] == 'glyphs' and (tmp_path/'derived'/'neighbours.npz').exists()
+    last = np.load(tmp_path/'derived'/'predictions.npz')['test'][-1]
+    assert (derived.splits['test']['probs_0'].argmax(1) == last[0]).all()
+    for source in (None, tmp_path/'features.npz'):
+        with pytest.raises(ParamsError, match='starts from a network'):
+            derive_scan(stripes(), stripes(20), source, tmp_path/'none', **recipe)
+    with pytest.raises(ParamsError, match="neighbors.*did you mean 'neighbours'"):
+        derive_scan(stripes(), stripes(20), folder, tmp_path/'none', **(recipe | dict(neighbors={})))
 
 
 def test_no_neighbours_is_the_image_in_another_view():

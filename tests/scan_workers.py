@@ -1,0 +1,69 @@
+"""Functions that tests of SCAN start in several processes: a new process must be able to import them."""
+import torch
+import torch.nn.functional as F
+
+from selfclass.data import ImageSet
+from selfclass.dist import rank, world_size
+from selfclass.scan import MemoryBank, confident_labels, confident_loss, fit_scan, instance_loss, mine_neighbours, rotation_loss, scan_loss, simclr_loss
+
+ADAM = dict(name='adamw', lr=.005)
+GLYPHS = dict(preset='glyphs', n_global=2, n_local=0, global_size=8, rotation=5., shift=.05)
+RECIPE = dict(model=dict(backbone='convnet', width=4, hidden=None, classes=(3, 3, 5)), views=GLYPHS, loss=dict(row_temp=.05),
+              pretext=dict(task='simclr', hidden=16, dim=8, epochs=3, optimizer=ADAM, schedule=dict(warmup_epochs=1)), neighbours=dict(k=4),
+              clustering=dict(epochs=4, optimizer=ADAM), selflabel=dict(epochs=3, optimizer=ADAM, threshold=.5, views=GLYPHS | dict(rotation=20.)),
+              batch_size=16, device='cpu', seed=3)
+PRETEXTS = {'simclr': RECIPE['pretext'], 'nce': dict(task='nce', dim=8, negatives=20, epochs=3, optimizer=ADAM), 'rotation': dict(task='rotation', epochs=3, optimizer=ADAM)}
+
+
+def stripes(n=50):
+    "Pictures of 8 x 8 pixels with stripes of three directions and some noise."
+    g = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(8.), torch.arange(8.), indexing='ij')
+    waves = torch.stack([torch.sin(1.5 * x), torch.sin(1.5 * y), torch.sin(1.1 * (x + y))])[torch.arange(n) % 3]
+    ink = (127 + 90 * waves + 20 * torch.randn(n, 8, 8, generator=g)).clamp(0, 255).to(torch.uint8)
+    return ImageSet('stripes', ink[:, None].expand(-1, 3, -1, -1).contiguous())
+
+
+def losses():
+    "Every loss of a batch of twelve, and its gradient, from this process's share; the gradient of a whole row is that of its process times the processes."
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(12, 5, generator=g) for _ in range(2))
+    others, labels = F.normalize(torch.randn(12, 7, 5, generator=g), dim=2), confident_labels(a, .6, .5)
+    mine, found = slice(rank(), None, world_size()), {}
+    turned = torch.randn(4, 12, 4, generator=g)
+    unit = lambda x: F.normalize(x, dim=1)
+    for name, loss in {'simclr': lambda x: simclr_loss([unit(x), unit(b[mine])], .3), 'scan': lambda x: scan_loss(x, b[mine], 3., .5),
+                       'prior': lambda x: scan_loss(x, b[mine], 3., .5, [.1, .2, .3, .2, .2]),
+                       'nce': lambda x: instance_loss(unit(x), unit(b[mine]), others[mine], 2., 50, .5),
+                       'rotation': lambda x: rotation_loss(torch.cat([t[mine] for t in turned]) * x.mean(1).repeat(4)[:, None]),
+                       'confident': lambda x: confident_loss(x, labels[mine], .5), 'even': lambda x: confident_loss(x, labels[mine], .5, False)}.items():
+        x = a[mine].clone().requires_grad_()
+        value = loss(x)
+        value.backward()
+        found[name] = value.item(), x.grad / world_size()
+    return found
+
+
+def bank_and_neighbours():
+    "A memory bank after two batches, and neighbours of random points."
+    torch.manual_seed(0)
+    g, bank = torch.Generator().manual_seed(1), MemoryBank(30, 4)
+    for step in range(2):
+        z, index = F.normalize(torch.randn(8, 4, generator=g), dim=1)[rank()::world_size()], torch.randperm(30, generator=g)[:8][rank()::world_size()]
+        others = bank.draw(len(z), 6)
+        if step == 0:
+            bank.estimate(z, others, .5)
+        bank.push(z, index)
+    return bank.z, bank.log_partition, others, mine_neighbours(torch.randn(51, 6, generator=g), 4)
+
+
+def summary(run):
+    "What a run leaves, as plain things that can be sent."
+    return dict(rows=run.record.rows, head_loss=run.head_loss, heads=run.heads, weights=run.net.state_dict(), neighbours=run.neighbours, pretext=run.pretext,
+                confident=run.confident, before=run.before, ids=run.record.ids, uncertain=run.uncertain)
+
+
+def train(task='simclr'):
+    "A short training of all three phases."
+    images = stripes()
+    return summary(fit_scan(images, **(RECIPE | dict(pretext=PRETEXTS[task])), held_out=images.subset(range(21))))
