@@ -6,13 +6,13 @@ from selfclass.data import ImageSet
 from selfclass.dist import rank, world_size
 from selfclass.scan import MemoryBank, confident_labels, confident_loss, fit_scan, instance_loss, mine_neighbours, rotation_loss, scan_loss, simclr_loss
 
-ADAM = dict(name='adamw', lr=.005)
+SGD = dict(name='sgd', lr=.03, momentum=.9)           # its steps do not turn rounding into signs, as Adam's do where a gradient is nearly zero
 GLYPHS = dict(preset='glyphs', n_global=2, n_local=0, global_size=8, rotation=5., shift=.05)
 RECIPE = dict(model=dict(backbone='convnet', width=4, hidden=None, classes=(3, 3, 5)), views=GLYPHS, loss=dict(row_temp=.05),
-              pretext=dict(task='simclr', hidden=16, dim=8, epochs=3, optimizer=ADAM, schedule=dict(warmup_epochs=1)), neighbours=dict(k=4),
-              clustering=dict(epochs=4, optimizer=ADAM), selflabel=dict(epochs=3, optimizer=ADAM, threshold=.5, views=GLYPHS | dict(rotation=20.)),
+              pretext=dict(task='simclr', hidden=16, dim=8, epochs=3, optimizer=SGD, schedule=dict(warmup_epochs=1)), neighbours=dict(k=4),
+              clustering=dict(epochs=4, optimizer=SGD), selflabel=dict(epochs=3, optimizer=SGD, threshold=.5, views=GLYPHS | dict(rotation=20.)),
               batch_size=16, device='cpu', seed=3)
-PRETEXTS = {'simclr': RECIPE['pretext'], 'nce': dict(task='nce', dim=8, negatives=20, epochs=3, optimizer=ADAM), 'rotation': dict(task='rotation', epochs=3, optimizer=ADAM)}
+PRETEXTS = {'simclr': RECIPE['pretext'], 'nce': dict(task='nce', dim=8, negatives=20, epochs=3, optimizer=SGD), 'rotation': dict(task='rotation', epochs=3, optimizer=SGD)}
 
 
 def stripes(n=50):
