@@ -89,12 +89,13 @@ def test_two_processes_keep_one_bank_and_find_one_table():
 def test_two_processes_train_as_one(task):
     alone = scan_workers.train(task)
     for theirs in launch(scan_workers.train, task, processes=2):
-        for name in ('rows', 'pretext'):
-            np.testing.assert_allclose([row['loss'] for row in theirs[name]], [row['loss'] for row in alone[name]], rtol=2e-3, atol=2e-4)
-        np.testing.assert_allclose(theirs['head_loss'], alone['head_loss'], rtol=5e-3, atol=1e-3)
-        assert theirs['heads']['kept'] == alone['heads']['kept'] and (theirs['neighbours'] == alone['neighbours']).float().mean() > .98
+        np.testing.assert_allclose([row['loss'] for row in theirs['pretext']], [row['loss'] for row in alone['pretext']], rtol=1e-5)
+        np.testing.assert_allclose([row['loss'] for row in theirs['rows']], [row['loss'] for row in alone['rows']], rtol=2e-3)
+        np.testing.assert_allclose(theirs['head_loss'], alone['head_loss'], rtol=2e-3)
+        assert theirs['heads']['kept'] == alone['heads']['kept'] and torch.equal(theirs['neighbours'], alone['neighbours'])
+        assert theirs['confident'] == alone['confident'] and [row['usage_entropy'] for row in theirs['rows']] == [row['usage_entropy'] for row in alone['rows']]
         for name, weight in alone['weights'].items():
-            torch.testing.assert_close(theirs['weights'][name], weight, rtol=1e-2, atol=2e-3, msg=lambda text: f'{name}: {text}')
+            torch.testing.assert_close(theirs['weights'][name], weight, rtol=2e-3, atol=1e-3, msg=lambda text: f'{name}: {text}')
 
 
 PROGRAM = '''
