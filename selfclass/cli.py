@@ -8,12 +8,14 @@ __all__ = ['only_key', 'read_sections', 'train', 'main']
 # %% ../nbs/72_cli.ipynb #002-17e3650b
 import argparse, difflib, sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from .core import check_arguments, exit_code, nearest, read_yaml
 from .data import data_hash, load_splits
 from .dist import first_on_machine, launch, process_group, rank
 from .errors import ParamsError
+from .hierarchy import with_superclasses
 from .train import checkpoint_folder, train_and_save
 
 # %% ../nbs/72_cli.ipynb #005-d653a852
@@ -77,6 +79,18 @@ def read_sections(params_file) -> dict:
     return sections
 
 # %% ../nbs/72_cli.ipynb #f639e297
+def _check_place(folder):
+    "Whether a folder can be made there: better known now than after the training. A new one is taken away again, since the numbers may still be refused."
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParamsError(f'--out {folder} cannot be made a folder ({error.strerror}); choose another one') from None
+    if new:
+        with suppress(OSError):                 # another process has been here
+            folder.rmdir()
+
+
 def train(params_file: str, out: str, data: str | None = None, dataset: str | None = None, method: str | None = None, seed: int = 0) -> dict:
     """Train one method on one data set by a params file; alone, or as one of several processes.
 
@@ -101,14 +115,11 @@ def train(params_file: str, out: str, data: str | None = None, dataset: str | No
     source = params['data'] | params['datasets'][dataset] | ({'root': data} if data else {})
     if (folder/'config.json').exists():
         raise ParamsError(f'{folder} already holds a run; choose another --out, or remove it')
-    try:
-        folder.mkdir(parents=True, exist_ok=True)               # better now than after the training
-    except OSError as error:
-        raise ParamsError(f'--out {folder} cannot be made a folder ({error.strerror}); choose another one') from None
+    recipe, pretrain, arguments = params['methods'][method], params['pretrain'], check_arguments(load_splits, source, f'datasets.{dataset}', supplied=())
+    _check_place(folder)
     with first_on_machine():
-        images, held_out = (split.unlabelled for split in load_splits(**check_arguments(load_splits, source, f'datasets.{dataset}', supplied=())))
+        images, held_out = (split.unlabelled if 'superclasses' not in recipe else with_superclasses(split, recipe['superclasses']) for split in load_splits(**arguments))
     hashes = {'hash': data_hash(images), 'hash_test': data_hash(held_out)}
-    recipe, pretrain = params['methods'][method], params['pretrain']
     checkpoints = checkpoint_folder('train', f'{dataset}-{method}-{seed}', dataset, pretrain, method, recipe, hashes)
     return train_and_save(images, held_out, folder, dataset, method, seed, pretrain, recipe, checkpoints, {'data': {'train': len(images), 'test': len(held_out)} | hashes})
 
