@@ -194,7 +194,8 @@ def test_superclasses_are_learned_and_the_folder_gives_the_answers_back(tmp_path
     fit, more = METHODS[method]
     images = sclre_workers.stripes(200)
     train, test = images.subset(range(160)), images.subset(range(160, 200))
-    run = fit(train, held_out=test, **(RECIPE | more | dict(epochs=10, views=RECIPE['views'] | dict(rotation=0., shear=0., shift=.1))))
+    run = fit(train, held_out=test, **(RECIPE | more | dict(epochs=15, model=dict(backbone='convnet', width=8, hidden=None), views=dict(preset='glyphs', n_global=1, n_local=0, global_size=8, rotation=0., shear=0.),
+                                                            optimizer=dict(name='adamw', lr=.01))))
     save_run(run, tmp_path)
     scores = superclass_report(tmp_path/'superclasses.npz')
     assert scores['acc'] > .9 and scores['acc_train'] > .9 and scores['acc_batch'] > .8 and scores['early/proportion'] == scores['late/proportion'] == .5
