@@ -15,7 +15,7 @@ from .core import check_arguments, exit_code, nearest, read_yaml
 from .data import data_hash, load_splits
 from .dist import first_on_machine, launch, process_group, rank
 from .errors import ParamsError
-from .hierarchy import with_superclasses
+from .taxonomy import with_superclasses
 from .train import checkpoint_folder, train_and_save
 
 # %% ../nbs/72_cli.ipynb #005-d653a852

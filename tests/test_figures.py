@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from selfclass import figures as f
 from selfclass.core import save_arrays, save_json
 from selfclass.errors import DataError, MissingLabelsError, ParamsError
-from selfclass.hierarchy import superclasses
+from selfclass.taxonomy import superclasses
 from selfclass.metrics import cluster_scores
 from selfclass.report import alt_text, save_figure
 

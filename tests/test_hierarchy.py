@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, python
 from selfclass.errors import DataError, MissingLabelsError, ParamsError
-from selfclass.hierarchy import IMAGENET_LEVELS, Superclasses, hierarchy_scores, levels, score_tables, superclass_scores, superclasses
+from selfclass.hierarchy import IMAGENET_LEVELS, hierarchy_scores, score_tables, superclass_scores
+from selfclass.taxonomy import Superclasses, levels, superclasses
 from selfclass.metrics import cluster_scores
 
 # level -> superclasses, leaves below them (Self-Classifier app. D and E, Table 2), and a hash of the names as the appendix prints them

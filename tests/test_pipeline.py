@@ -55,7 +55,8 @@ def test_deps_name_every_module_the_stage_reaches(stage):
     needed = (reached(modules | named) - named) | copied
     listed = {re.fullmatch(r'selfclass/(\w+)\.py', dep)[1] for dep in DVC[stage]['deps'] if re.match(r'selfclass/.*\.py$', dep)}
     assert listed == needed, f'missing {needed - listed}, too many {listed - needed}'
-    assert bool(named) == any(re.fullmatch(r'out/modules/\$\{(item\.method|key)\}\.py', dep) for dep in DVC[stage]['deps'])
+    loads = stage in ('embed', 'probe')                                                # networks, whose class may be a method's own
+    assert (bool(named) or loads) == any(re.fullmatch(r'out/modules/\$\{(item\.method|key)\}\.py', dep) for dep in DVC[stage]['deps'])
 
 
 @pytest.mark.parametrize('stage', DVC)

@@ -10,7 +10,7 @@ from selfclass.augment import MultiCrop
 from selfclass.core import read_yaml
 from selfclass.data import ImageSet, data_hash, load_images, load_splits, voc_targets, write_digits
 from selfclass.errors import DataError, MissingInputError
-from selfclass.hierarchy import superclasses
+from selfclass.taxonomy import superclasses
 from selfclass.lars import build_optimizer
 from selfclass.model import ClusterNet
 from selfclass.selfclassifier import NeighbourQueue, make_step

@@ -12,7 +12,8 @@ from selfclass.data import ImageSet
 from selfclass.dist import launch
 from selfclass.embed import assign_images, embed_images
 from selfclass.errors import DataError, MissingLabelsError, ParamsError
-from selfclass.hierarchy import superclass_labels, superclass_report, superclasses, with_superclasses
+from selfclass.hierarchy import superclass_report
+from selfclass.taxonomy import superclass_labels, superclasses, with_superclasses
 from selfclass.hub import load_pretrained, save_pretrained
 from selfclass.model import ClusterNet
 from selfclass.sclre import (CrossInstanceAttention, SclreNet, anchor_energy, anchor_loss, fill_reference, fit_crossentropy, fit_sclre, predict_in_batches,
