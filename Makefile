@@ -40,8 +40,9 @@ repro: $(ENV)/.pipeline data/digits/digits.npz ## the Self-Classifier pipeline: 
 	$(RUN) dvc repro report
 	@cat out/report/summary.txt
 
-compare: $(ENV)/.pipeline data/digits/digits.npz ## all methods of params.yaml beside the published numbers: out/compare/page.html
+compare: $(ENV)/.pipeline data/digits/digits.npz ## all methods of params.yaml side by side and beside the published numbers: out/compare/index.html
 	$(RUN) dvc repro compare
+	@cat out/compare/methods.md; echo 'page: out/compare/index.html'
 
 tables: $(ENV)/.pipeline ## every table that a run exists for, as md, tex, html and csv: out/tables/; ALL=1 for the others too
 	$(RUN) python -m selfclass.report $(if $(ALL),--all)

@@ -6,7 +6,8 @@
 __all__ = ['CAPTIONS', 'surest_images', 'margin_images', 'prototype_images', 'prototype_grid', 'confidence_grid', 'block_shares',
            'block_confusion', 'pseudolabel_curves', 'pseudolabel_figure', 'cluster_entropies', 'entropy_over_epochs',
            'entropy_figure', 'filter_grid', 'sweep_figure', 'reliability', 'coverage_curve', 'confidence_figure',
-           'Projection', 'project', 'projection_figure', 'run_inputs', 'paper_figures']
+           'Projection', 'project', 'projection_figure', 'run_inputs', 'paper_figures', 'measures_figure',
+           'progress_figure', 'points_figure', 'method_figures', 'timed_figure']
 
 # %% ../nbs/65_figures.ipynb #002-c489df50
 import math
@@ -18,19 +19,21 @@ import numpy as np
 import seaborn as sns
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from sklearn.isotonic import isotonic_regression
 from sklearn.manifold import TSNE
 from sklearn.metrics import normalized_mutual_info_score
 from threadpoolctl import threadpool_limits
 
 from .core import load_arrays, load_json, nearest
-from .errors import DataError, MissingLabelsError, ParamsError
+from .errors import DataError, MissingInputError, MissingLabelsError, ParamsError
 from .metrics import (_ids, _matrix, _probabilities, best_head, confusion, majority_classes, match_clusters,
                                usage_scores)
-from .report import (_INK, _MUTED, _PALE, _THUMB, _WARN, _WIDTH, _check_pixels, _check_runs, _draw_runs, _finish,
-                              _name_ticks, _run_legend, _shorten, _thumbnail, plot_style)
+from .report import (_INK, _MEASURES, _MUTED, _PALE, _THUMB, _WARN, _WIDTH, _check_pixels, _check_runs, _draw_runs, _finish,
+                              _name_ticks, _run_legend, _seed_looks, _shorten, _start, _thumbnail, _why_not, plot_style)
 
 # %% ../nbs/65_figures.ipynb #007-c97ae215
 def _by_cluster(probs, score):
@@ -203,7 +206,8 @@ def confidence_grid(pixels: np.ndarray, probs: np.ndarray, which: Sequence | Non
     pixels, probs = _check_pixels(pixels), _probabilities(probs, 'probs')
     _same_length(pixels=pixels, probs=probs)
     names, which = _names(names, probs.shape[1], 'names'), _which(which, probs)
-    sides = {'the surest images': surest_images(probs, n), 'at the margin: own and second cluster': margin_images(probs, n)}
+    sides = {'the surest images, probability': surest_images(probs, n),
+             'at the margin: probability of own : second, name of second': margin_images(probs, n)}
     with plot_style():
         line = 2.9 / n * (_THUMB + 6 + _BELOW) / (_THUMB + 6)  # inches
         fig = Figure(figsize=(_WIDTH, .45 + len(which) * line), layout='constrained')
@@ -1024,6 +1028,10 @@ def run_inputs(out, method: str, dataset: str, seeds: Sequence[int], shown: int 
     -------
     dict                    of these, what exists: scores {seed: metrics}, shown, head, arrays (of that seed),
                             thumbnails, history {seed: predictions}, filters (F, 3, h, w)
+
+    Raises
+    ------
+    MissingInputError       nothing of that run is there, or `out` is the folder of a single run
     """
     out, inputs = Path(out), {}
     scores = out/'cluster'/method/f'{dataset}.json'
@@ -1041,7 +1049,18 @@ def run_inputs(out, method: str, dataset: str, seeds: Sequence[int], shown: int 
     paths = {seed: trained/f'{dataset}-{seed}'/'predictions.npz' for seed in seeds}
     inputs |= {'scores': scores} if scores else {}
     inputs['history'] = {seed: load_arrays(path) for seed, path in paths.items() if path.is_file()}
-    return inputs | _first_filters(trained/f'{dataset}-{shown}'/'model.safetensors')
+    inputs |= _first_filters(trained/f'{dataset}-{shown}'/'model.safetensors')
+    if not inputs['history'] and not {'scores', 'arrays', 'thumbnails', 'filters'} & set(inputs):
+        raise MissingInputError(_nothing_there(out, method, dataset))
+    return inputs
+
+
+def _nothing_there(out, method, dataset):
+    "Why there is no figure, and what to do."
+    if (out/'config.json').is_file():
+        return (f'{out} is the folder of one run, as the command line writes it: without embeddings and scores; pass the folder out/ of a '
+                'pipeline, or give the arrays of the run to the functions of this module')
+    return f'{out} holds nothing of {method} on {dataset}, neither in cluster, embed nor pretrain; run the pipeline first: dvc repro report'
 
 
 def _likely_head(arrays):
@@ -1060,7 +1079,9 @@ def _first_filters(path):
 # %% ../nbs/65_figures.ipynb #093-ff90d776
 CAPTIONS = {
     'prototypes': 'The image nearest to the mean of the confident images of each cluster (as SCAN, Figures 9 and S1).',
-    'confidence-images': 'What clusters are sure of and what lies at their margin (as SCAN, Figures S1 and S2).',
+    'confidence-images': 'What clusters are sure of, with the probability of the cluster, and what lies at their margin (as SCAN, '
+                         'Figures S1 and S2); there 39 : 32% means 39 % for the cluster of the line and 32 % for the second, '
+                         'whose name stands below.',
     'blocks': 'Confusion by superclass (as SCAN, Figure 10).',
     'pseudolabels': 'NMI with the classes and pseudo-label accuracy over time (as SeLa, Figure A.1); a pseudo-label is '
                     'here the cluster at the record before.',
@@ -1192,3 +1213,257 @@ def _sweep_of(inputs):
 
 _DRAWN = {'prototypes': _prototypes_of, 'confidence-images': _margins_of, 'blocks': _blocks_of, 'filters': _filters_of,
           'pseudolabels': _pseudolabels_of, 'entropy': _entropy_of, 'sweep': _sweep_of, 'confidence': _confidence_of}
+
+# %% ../nbs/65_figures.ipynb #f2de6769
+def _method_looks(names):
+    "Colour, marker and dash of each method."
+    return {name: look | {'ls': _DASHES[i % len(_DASHES)]} for i, (name, look) in enumerate(zip(names, _looks(len(names))))}
+
+
+def _apart(wanted, gap, low, high):
+    "Places as near to the wanted ones as their least distance and the ends allow."
+    order = np.argsort(wanted, kind='stable')
+    room, places = gap * np.arange(len(order)), np.empty(len(order))
+    places[order] = isotonic_regression(np.asarray(wanted, float)[order] - room, y_min=low, y_max=max(low, high - room[-1])) + room
+    return places
+
+# %% ../nbs/65_figures.ipynb #a8440a13
+def _name_ends(ax, ends, looks, texts={}):
+    "The name of each thing at the right of the axis, its mark before it, a thin line from its end (x, y)."
+    low, high = ax.get_ylim()
+    height = ax.get_position().height * ax.figure.get_figheight() * 72 * .85                         # points; before the layout, which takes some
+    places = _apart([y for _, y in ends.values()], 13 / height * (high - low), low, high)
+    where = ax.get_yaxis_transform()                                                                 # x in shares of the axis
+    for (name, end), place in zip(ends.items(), places):
+        colour, marker = (looks[name][key] for key in ('color', 'marker'))
+        ax.plot(1.045, place, transform=where, color=colour, marker=marker, ms=5.5, mec=_MUTED, mew=.4, clip_on=False)
+        line = {'arrowstyle': '-', 'color': colour, 'lw': .8, 'ls': ':', 'shrinkA': 0, 'shrinkB': 2}
+        ax.annotate('', end, (1.03, place), xycoords='data', textcoords=where, arrowprops=line, annotation_clip=False)
+        ax.text(1.07, place, _shorten(texts.get(name, name), 30), transform=where, va='center', fontsize=8.5)
+
+# %% ../nbs/65_figures.ipynb #f13f75f5
+def measures_figure(scores: Mapping, metrics: Mapping) -> Figure:
+    """One dot per seed and a bar at the mean, a row per method and a panel per measure.
+
+    Parameters
+    ----------
+    scores : {method: {seed: {metric: number in [0, 1]}}}   rows, in order; what is absent or None is left empty
+    metrics : {metric: title}                               panels, in order; those that no method has are left out
+
+    Raises
+    ------
+    DataError                                               no method has any of the metrics
+    """
+    values = {metric: [run[metric] for runs in scores.values() for run in runs.values() if run.get(metric) is not None] for metric in metrics}
+    shown = {metric: title for metric, title in metrics.items() if values[metric]}
+    if not shown:
+        raise DataError(f'no method was measured by any of {", ".join(metrics)}; run the stages that measure them first')
+    lines, seeds = math.ceil(len(shown) / 3), list(dict.fromkeys(seed for runs in scores.values() for seed in runs))
+    with plot_style():
+        fig = Figure(figsize=(_WIDTH, .45 + lines * (.55 + .23 * len(scores))), layout='constrained')
+        panels = fig.subplots(lines, min(3, len(shown)), sharey=True, squeeze=False).ravel()
+        for ax, (metric, title) in zip(panels, shown.items()):
+            _draw_measure(ax, scores, metric, _seed_looks(seeds))
+            ax.set(xlim=(_tenth_below(sum(values.values(), [])), 1.015), title=title)
+        for ax in panels[len(shown):]:
+            ax.set_visible(False)
+        panels[0].set(yticks=range(len(scores)), yticklabels=[_shorten(name, 24) for name in scores], ylim=(len(scores) - .5, -.5))
+        marks = [Line2D([], [], ls='', ms=5, **look) for look in list(_seed_looks(seeds).values())[:8]] + [Line2D([], [], color=_INK, ls='', marker='|', ms=11, mew=1.6)]
+        fig.legend(marks, [*(f'seed {seed}' for seed in seeds[:8]), 'mean'], loc='outside lower center', ncols=9, handletextpad=.3)
+        return _finish(fig, _measures_alt(scores, shown))
+
+# %% ../nbs/65_figures.ipynb #d8be92a1
+def _draw_measure(ax, scores, metric, looks):
+    "Dots and mean of each method; a dash where there is none."
+    for row, runs in enumerate(scores.values()):
+        found = {seed: run[metric] for seed, run in runs.items() if run.get(metric) is not None}
+        for (seed, value), shift in zip(found.items(), np.linspace(-.2, .2, len(found)) if len(found) > 1 else [0.]):
+            ax.plot(value, row + shift, ls='', ms=4.6, mec='white', mew=.5, **looks[seed])
+        if found:
+            ax.vlines(np.mean(list(found.values())), row - .38, row + .38, color=_INK, lw=1.6, zorder=1)
+        else:
+            ax.text(.03, row, '–', transform=ax.get_yaxis_transform(), va='center', color=_MUTED)
+    ax.grid(axis='y', visible=False)
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+
+
+def _tenth_below(values):
+    "The end of an axis: the tenth below the lowest value, at most 0.9."
+    return float(min(.9, np.floor(10 * min(values) - .1) / 10))
+
+
+def _measures_alt(scores, shown):
+    "For each measure the mean of every method."
+    told = [f'{title}: ' + ', '.join(f'{name} {np.mean(found):.3f}' for name, runs in scores.items() if (found := [run[metric] for run in runs.values() if run.get(metric) is not None]))
+            for metric, title in shown.items()]
+    return f'Dot plot of {len(scores)} methods; means. {"; ".join(told)}.'
+
+# %% ../nbs/65_figures.ipynb #76df0b7a
+def progress_figure(panels: Mapping, looks: Mapping | None = None, texts: Mapping = {}) -> Figure:
+    """Accuracy against epochs, mean and range over seeds, a line per method.
+
+    Parameters
+    ----------
+    panels : {title: {method: {seed: {"epoch", "accuracy"}}}}   of `MethodRuns.curves`; accuracy in [0, 1]
+    looks : {method: look} or None                              None: in the order of the methods
+    texts : {method: text}                                      names to write, where they are not those of the methods
+
+    Raises
+    ------
+    DataError                                                   no curve, or columns of different length
+
+    Source: Amrani et al. 2022, Figure 4, with more methods in it.
+    """
+    names = [name for methods in panels.values() for name in methods]
+    if not names:
+        raise DataError('no method has records of its epochs; set predict_every in params.yaml and train again')
+    looks = looks or _method_looks(names)
+    with plot_style():
+        fig = Figure(figsize=(_WIDTH, 3.1 * len(panels)), layout='constrained')
+        for ax, (title, methods) in zip(fig.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items()):
+            for runs in methods.values():
+                _check_runs(runs, ['accuracy'], title)
+            ax.set(ylim=(0, 1.02), ylabel=title, xlabel='epoch')
+            ax.yaxis.set_major_formatter(PercentFormatter(1))
+            _name_ends(ax, {name: _draw_band(ax, runs, looks[name]) for name, runs in methods.items()}, looks, texts)
+        return _finish(fig, _progress_alt(panels))
+
+
+def _draw_band(ax, runs, look):
+    "Mean and range of the seeds over the epochs that all have; where the line ends."
+    common = sorted(set.intersection(*(set(np.asarray(run['epoch']).tolist()) for run in runs.values())))
+    values = np.array([np.asarray(run['accuracy'])[np.isin(run['epoch'], common)] for run in runs.values()])
+    mean = values.mean(0)
+    ax.fill_between(common, values.min(0), values.max(0), color=look['color'], alpha=.18, lw=0)
+    ax.plot(common, mean, lw=1.6, ms=4, mec='white', mew=.4, markevery=max(1, len(common) // 6), **look)
+    return common[-1], mean[-1]
+
+
+def _progress_alt(panels):
+    "First and last accuracy of every method."
+    ends = lambda runs: [np.mean([run['accuracy'][i] for run in runs.values()]) for i in (0, -1)]
+    told = [f'{name} from {ends(runs)[0]:.0%} to {ends(runs)[1]:.0%}' for methods in panels.values() for name, runs in methods.items()]
+    return f'Line chart of accuracy against epochs, means over seeds: {", ".join(told)}.'
+
+# %% ../nbs/65_figures.ipynb #60833277
+def _draw_points(ax, points, looks):
+    "The seeds of each method, faint, and their mean; the means."
+    means = {name: tuple(np.mean(list(runs.values()), axis=0)) for name, runs in points.items()}
+    for name, runs in points.items():
+        look = {key: looks[name][key] for key in ('color', 'marker')}
+        ax.plot(*np.array(list(runs.values())).T, ls='', ms=4.5, alpha=.5, **look)
+        ax.plot(*means[name], ls='', ms=8, mec=_INK, mew=.7, **look)
+    return means
+
+
+def points_figure(points: Mapping, xlabel: str, ylabel: str, looks: Mapping | None = None, log: bool = False) -> Figure:
+    """One mark per seed and a larger one at the mean, for each method.
+
+    Parameters
+    ----------
+    points : {method: {seed: (x, y)}}   y in [0, 1]
+    xlabel, ylabel : str
+    looks : {method: look} or None      None: in the order of the methods
+    log : bool                          logarithmic x, for numbers over several powers of ten
+
+    Raises
+    ------
+    DataError                           no point
+    """
+    if not points:
+        raise DataError('there is no point to draw; pass {method: {seed: (x, y)}}')
+    looks = looks or _method_looks(points)
+    with plot_style():
+        fig = Figure(figsize=(_WIDTH, 3.2), layout='constrained')
+        ax = fig.subplots()
+        means = _draw_points(ax, points, looks)
+        ax.set(xlabel=xlabel, ylabel=ylabel, xscale='log' if log else 'linear', ylim=(_tenth_below([y for runs in points.values() for _, y in runs.values()]), 1.01))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.margins(x=.08)
+        _name_ends(ax, means, looks)
+        told = ', '.join(f'{name} {x:.3g} and {y:.1%}' for name, (x, y) in means.items())
+        return _finish(fig, f'Points of {len(points)} methods, {xlabel} and {ylabel}, means over seeds: {told}.')
+
+# %% ../nbs/65_figures.ipynb #0cb417af
+def method_figures(methods: Sequence) -> list:
+    """Measures by method, accuracy against epochs, confidence against accuracy, of the methods on one data set.
+
+    Parameters
+    ----------
+    methods : sequence of report.MethodRuns
+
+    Returns
+    -------
+    list of (name, Figure, caption)     those for which there are numbers
+    """
+    ran, looks, figures = [runs for runs in methods if runs.scores], _method_looks([runs.method for runs in methods]), []
+    scores = {runs.method: {seed: {key: run.get(key) for column, key in _MEASURES.items() if not _why_not(runs, column)} for seed, run in runs.scores.items()} for runs in ran}
+    if any(value is not None for runs in scores.values() for run in runs.values() for value in run.values()):
+        figures.append(('measures', measures_figure(scores, {key: column for column, key in _MEASURES.items()}),
+                        'Each mark is a seed, the bar their mean, on held-out images; a dash has its reason below the table.'))
+    panels = {'clustering accuracy': {runs.method: runs.curves for runs in ran if runs.curves and runs.measure != 'superclass_acc'},
+              'superclass accuracy': {runs.method: runs.curves for runs in ran if runs.curves and runs.measure == 'superclass_acc'}}
+    panels = {title: lines for title, lines in panels.items() if lines}
+    if panels:
+        texts = {runs.method: f'{runs.method} (many to one)' for runs in ran if runs.measure == 'acc_many_to_one'}
+        figures.append(('epochs', progress_figure(panels, looks, texts), _progress_caption(ran)))
+    sure = {runs.method: points for runs in ran if (points := _sureness(runs))}
+    if sure:
+        figures.append(('confidence', _with_diagonal(points_figure(sure, 'mean confidence', 'ACC', looks)), _sure_caption(ran, sure)))
+    return figures
+
+# %% ../nbs/65_figures.ipynb #c29ab7a2
+def _progress_caption(ran):
+    "What the lines are, which are counted otherwise, and who has none."
+    derived, none = [runs.method for runs in ran if runs.derived and runs.curves], [runs.method for runs in ran if not runs.curves]
+    text = 'Accuracy on held-out images against epochs (the form of Figure 4 of Self-Classifier): mean of the seeds, and a band from their lowest to their highest.'
+    text += f" Counted from its own start, after the epochs of what it starts from: {', '.join(derived)}." if derived else ''
+    return text + (f" Without records of epochs: {', '.join(none)}." if none else '')
+
+
+def _sureness(runs):
+    "(confidence, ACC) of each seed; nothing without probabilities or without ACC."
+    found = {seed: run for seed, run in runs.scores.items() if runs.measure == 'acc' and all(run.get(name) is not None for name in ('confidence', 'acc'))}
+    soft = any(run.get('margin', 0) < .9999 for run in found.values())
+    return {seed: (run['confidence'], run['acc']) for seed, run in found.items()} if soft else {}
+
+
+def _sure_caption(ran, sure):
+    "What is compared, and who has no confidence."
+    hard = [runs.method for runs in ran if runs.measure == 'acc' and runs.method not in sure]
+    text = 'Mean probability of the chosen cluster against ACC on held-out images; small marks are seeds. Below the dashed line a method is less often right than it says.'
+    return text + (f" Probabilities of 0 and 1 only: {', '.join(hard)}." if hard else '')
+
+
+def _with_diagonal(figure):
+    "The figure with the line on which both numbers are equal."
+    with plot_style():
+        ax = figure.axes[0]
+        limits = ax.get_xlim()
+        ax.plot([0, 1], [0, 1], color=_MUTED, ls=(0, (4, 3)), lw=1, zorder=0)
+        ax.set_xlim(limits)
+    return figure
+
+# %% ../nbs/65_figures.ipynb #0b6213a6
+def timed_figure(methods: Sequence) -> tuple | None:
+    """Accuracy against seconds of training, of the methods on one data set.
+
+    Parameters
+    ----------
+    methods : sequence of report.MethodRuns
+
+    Returns
+    -------
+    (Figure, caption) or None    None if no run was timed here
+    """
+    points = {runs.method: {seed: (sum(parts), runs.scores[seed][runs.measure]) for seed, parts in runs.seconds.items() if runs.scores.get(seed, {}).get(runs.measure) is not None}
+              for runs in methods if runs.measure in ('acc', 'acc_many_to_one')}
+    points = {name: runs for name, runs in points.items() if runs}
+    if not points:
+        return None
+    built = [f'{runs.method} ({_start(runs.recipe)[0]})' for runs in methods if runs.method in points and any(first for first, _ in runs.seconds.values())]
+    many = [runs.method for runs in methods if runs.method in points and runs.measure == 'acc_many_to_one']
+    caption = 'Accuracy on held-out images against seconds of training per seed on this machine; small marks are seeds. Times differ from run to run.'
+    caption += f" With the time of what it starts from: {', '.join(built)}." if built else ''
+    caption += f" Many to one: {', '.join(many)}." if many else ''
+    return points_figure(points, 'seconds per seed', 'accuracy', _method_looks([runs.method for runs in methods]), log=True), caption

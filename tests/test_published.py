@@ -97,7 +97,7 @@ def test_every_table_renders(name):
     width = len(found.table.labels) + len(found.table.columns)
     body = tex.split(r'\toprule')[1].split(r'\bottomrule')[0].replace(r'\&', '').splitlines()
     assert all(line.count('&') + 1 + sum(int(n) - 1 for n in re.findall(r'\\multicolumn\{(\d+)\}', line)) == width for line in body if line.endswith(r'\\'))
-    rows = list(csv.DictReader(io.StringIO(comparison_csv([found]))))
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(found))))
     states = [row['state'] for row in rows if row['who'] == 'published']
     assert (states.count('number'), states.count('dash')) == COUNTS[name][1:3]
     assert {row['state'] for row in rows if row['who'] == 'ours'} == {'not run'}
@@ -233,8 +233,8 @@ def test_compare_stage_runs_on_its_default_cell(tmp_path):
     ran = python('-W', 'error', '-c', source, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr[-2000:]
     files = {file.name for file in (tmp_path/'out'/'compare').iterdir()}
-    assert files == {'page.html', 'table.csv', 'table.html', 'table.md', 'table.tex'}
-    page = (tmp_path/'out'/'compare'/'page.html').read_text()
+    assert files == {'figures', 'index.html', 'methods.csv', 'methods.md', 'summary.json', 'table.csv', 'table.html', 'table.md', 'table.tex'}
+    page = (tmp_path/'out'/'compare'/'index.html').read_text()
     assert 'not run' in page and 'No run has been scored yet' in page and '<script' not in page and 'src=' not in page
     save_json({'0': {'acc': .9}}, tmp_path/'out'/'cluster'/'selfclassifier'/'shapes.json')
     assert python('-c', source, cwd=tmp_path).returncode == 0
