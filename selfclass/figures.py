@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from sklearn.isotonic import isotonic_regression
 from sklearn.manifold import TSNE
 from sklearn.metrics import normalized_mutual_info_score
@@ -929,10 +929,11 @@ def projection_figure(points: np.ndarray, clusters: np.ndarray, labels: np.ndarr
             raise DataError(f'{name}_names holds {len(names)} texts, found the id {ids.max()}; name every {name}')
     with plot_style():
         fig = Figure(figsize=(_WIDTH * (.55 if labels is None else 1), 3.6), layout='constrained')
-        looks = _shared_looks(clusters, labels)
+        looks, written = _shared_looks(clusters, labels), []
         for ax, (name, ids, names), look in zip(fig.subplots(1, len(sides), squeeze=False)[0], sides, looks):
-            _draw_map(ax, points, ids, look, names)
+            written.append(_draw_map(ax, points, ids, look, names))
             ax.set_title(f'by {name}', fontsize=9)
+        _lift_names(fig, written)
         return _finish(fig, _map_alt(clusters, labels))
 
 # %% ../nbs/65_figures.ipynb #084-c4591630
@@ -971,19 +972,25 @@ def _draw_map(ax, points, ids, looks, names):
     ax.margins(y=.08)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    told = {group: _shorten(str(group) if names is None else str(names[group]), 12) for group in looks}
-    _write_names(ax, list(told.values()), np.array([_above(points[ids == group]) for group in told]).reshape(-1, 2))
+    letters = 9 if len(looks) <= 12 else 7
+    return [ax.annotate(_shorten(str(group) if names is None else str(names[group]), 12), _above(points[ids == group]), (0, 4), textcoords='offset points', ha='center',
+                        weight='bold', fontsize=letters, annotation_clip=False, path_effects=[withStroke(linewidth=2.5, foreground='white')]) for group in looks]
 
-
-def _write_names(ax, names, places):
-    "Names above their places, none on top of another."
-    letters = 9 if len(names) <= 12 else 7
-    unit = ax.bbox.width, ax.bbox.height                            # before the layout: a little too large
-    scale = np.array(unit) / np.ptp([ax.get_xlim(), ax.get_ylim()], axis=1) * 72 / ax.figure.dpi
-    boxes = np.array([(.65 * letters * len(name), 1.25 * letters) for name in names]).reshape(-1, 2)
-    for name, place, up in zip(names, places, _lifted(places * scale, boxes)):
-        ax.annotate(name, place, (0, 4 + up), textcoords='offset points', ha='center', weight='bold', fontsize=letters,
-                    annotation_clip=False, path_effects=[withStroke(linewidth=2.5, foreground='white')])
+# %% ../nbs/65_figures.ipynb #2c2b6de1
+def _lift_names(figure, written, turns=4):
+    "Raise the names of each panel until none stands on another, as the figure is laid out; it grows by what rises above the axes."
+    height = figure.get_figheight()
+    for _ in range(turns):
+        figure.draw_without_rendering()
+        above = [0.]
+        for names in filter(None, written):
+            places = np.array([name.axes.transData.transform(name.xy) for name in names]) * 72 / figure.dpi
+            sizes = np.array([name.get_window_extent().size for name in names]) * 72 / figure.dpi
+            rise = _lifted(places, sizes + .5)
+            above.append((places[:, 1] + rise + 16).max() - names[0].axes.bbox.y1 * 72 / figure.dpi)
+            for name, up in zip(names, rise):
+                name.xyann = (0, 4 + up)
+        figure.set_figheight(height + max(above) / 72)
 
 
 def _lifted(places, boxes):
@@ -996,7 +1003,7 @@ def _lifted(places, boxes):
         done.append(i)
     return (top - places)[:, 1]
 
-
+# %% ../nbs/65_figures.ipynb #0306cc77
 def _above(points):
     "A place above the half of the points that lies around their middle, for a group may have several islands."
     middle = points[((points - np.median(points, axis=0)) ** 2).sum(1).argmin()]
@@ -1237,8 +1244,8 @@ def _name_ends(ax, ends, looks, texts={}):
     for (name, end), place in zip(ends.items(), places):
         colour, marker = (looks[name][key] for key in ('color', 'marker'))
         ax.plot(1.045, place, transform=where, color=colour, marker=marker, ms=5.5, mec=_MUTED, mew=.4, clip_on=False)
-        line = {'arrowstyle': '-', 'color': colour, 'lw': .8, 'ls': ':', 'shrinkA': 0, 'shrinkB': 2}
-        ax.annotate('', end, (1.03, place), xycoords='data', textcoords=where, arrowprops=line, annotation_clip=False)
+        leader = {'arrowstyle': '-', 'color': '#8c959f', 'lw': .6, 'shrinkA': 0, 'shrinkB': 3}          # grey, so as not to be read as data
+        ax.annotate('', end, (1.03, place), xycoords='data', textcoords=where, arrowprops=leader, annotation_clip=False)
         ax.text(1.07, place, _shorten(texts.get(name, name), 30), transform=where, va='center', fontsize=8.5)
 
 # %% ../nbs/65_figures.ipynb #f13f75f5
@@ -1325,10 +1332,11 @@ def progress_figure(panels: Mapping, looks: Mapping | None = None, texts: Mappin
                 _check_runs(runs, ['accuracy'], title)
             ax.set(ylim=(0, 1.02), ylabel=title, xlabel='epoch')
             ax.yaxis.set_major_formatter(PercentFormatter(1))
+            ax.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
             _name_ends(ax, {name: _draw_band(ax, runs, looks[name]) for name, runs in methods.items()}, looks, texts)
         return _finish(fig, _progress_alt(panels))
 
-
+# %% ../nbs/65_figures.ipynb #2ce172ea
 def _draw_band(ax, runs, look):
     "Mean and range of the seeds over the epochs that all have; where the line ends."
     common = sorted(set.intersection(*(set(np.asarray(run['epoch']).tolist()) for run in runs.values())))
@@ -1356,6 +1364,15 @@ def _draw_points(ax, points, looks):
     return means
 
 
+def _log_axis(ax):
+    "A logarithmic x whose ticks are plain numbers: 1, 10, 100; 2 and 5 between them if there are few."
+    ax.set_xscale('log')
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 300 else (1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+# %% ../nbs/65_figures.ipynb #7d8cbd3c
 def points_figure(points: Mapping, xlabel: str, ylabel: str, looks: Mapping | None = None, log: bool = False) -> Figure:
     """One mark per seed and a larger one at the mean, for each method.
 
@@ -1377,9 +1394,12 @@ def points_figure(points: Mapping, xlabel: str, ylabel: str, looks: Mapping | No
         fig = Figure(figsize=(_WIDTH, 3.2), layout='constrained')
         ax = fig.subplots()
         means = _draw_points(ax, points, looks)
-        ax.set(xlabel=xlabel, ylabel=ylabel, xscale='log' if log else 'linear', ylim=(_tenth_below([y for runs in points.values() for _, y in runs.values()]), 1.01))
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(_tenth_below([y for runs in points.values() for _, y in runs.values()]), 1.01))
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.margins(x=.08)
+        if log:
+            _log_axis(ax)
         _name_ends(ax, means, looks)
         told = ', '.join(f'{name} {x:.3g} and {y:.1%}' for name, (x, y) in means.items())
         return _finish(fig, f'Points of {len(points)} methods, {xlabel} and {ylabel}, means over seeds: {told}.')
@@ -1409,7 +1429,7 @@ def method_figures(methods: Sequence) -> list:
         figures.append(('epochs', progress_figure(panels, looks, texts), _progress_caption(ran)))
     sure = {runs.method: points for runs in ran if (points := _sureness(runs))}
     if sure:
-        figures.append(('confidence', _with_diagonal(points_figure(sure, 'mean confidence', 'ACC', looks)), _sure_caption(ran, sure)))
+        figures.append(('confidence', _with_diagonal(points_figure(sure, 'mean confidence', 'ACC', looks), sure), _sure_caption(ran, sure)))
     return figures
 
 # %% ../nbs/65_figures.ipynb #c29ab7a2
@@ -1435,13 +1455,11 @@ def _sure_caption(ran, sure):
     return text + (f" Probabilities of 0 and 1 only: {', '.join(hard)}." if hard else '')
 
 
-def _with_diagonal(figure):
+def _with_diagonal(figure, points):
     "The figure with the line on which both numbers are equal."
     with plot_style():
-        ax = figure.axes[0]
-        limits = ax.get_xlim()
-        ax.plot([0, 1], [0, 1], color=_MUTED, ls=(0, (4, 3)), lw=1, zorder=0)
-        ax.set_xlim(limits)
+        figure.axes[0].plot([0, 1], [0, 1], color=_MUTED, ls=(0, (4, 3)), lw=1, zorder=0)
+        figure.axes[0].set_xlim(_tenth_below([x for runs in points.values() for x, _ in runs.values()]), 1.01)
     return figure
 
 # %% ../nbs/65_figures.ipynb #0b6213a6

@@ -1635,6 +1635,19 @@ def _csv(lines):
     csv.writer(out, lineterminator='\n').writerows(lines)
     return out.getvalue()
 
+# %% ../nbs/64_report.ipynb #6c3026f0
+_STARTS = {'embed': 'features of {}', 'pretrain': 'network of {}', 'derive': 'run of {}'}
+
+
+def _start(recipe):
+    "What a method starts from in words, and the name of the method that made it, or None."
+    place = Path(str(recipe.get('from') or ''))
+    if 'from' not in recipe:
+        return 'random weights', None
+    if place.parts[:1] == ('out',) and len(place.parts) == 3 and place.parts[1] in _STARTS:
+        return _STARTS[place.parts[1]].format(place.name), place.name
+    return ('pixels' if place == Path('data') else place.name), None
+
 # %% ../nbs/64_report.ipynb #240-24edb6ef
 _PROTOCOLS = {'kmeans': 'k-means on features'}          # of a module
 
@@ -1642,6 +1655,11 @@ _PROTOCOLS = {'kmeans': 'k-means on features'}          # of a module
 def _protocol(method, recipe):
     "What a method does, in the words of the published tables; every entry of the module kmeans clusters features, whatever it is called."
     return 'supervised by superclass labels' if 'superclasses' in recipe else _PROTOCOLS.get(recipe.get('module', method), 'own clusters')
+
+
+def _given(recipe):
+    "What a method was given besides images, for the note below a table."
+    return (' with superclass labels' if 'superclasses' in recipe else '') + (f' from {_start(recipe)[0]}' if 'from' in recipe else '')
 
 
 def pipeline_scores(out, datasets: Mapping, methods: Mapping, seeds: Sequence[int]) -> list:
@@ -1661,9 +1679,9 @@ def pipeline_scores(out, datasets: Mapping, methods: Mapping, seeds: Sequence[in
     """
     runs = []
     for method, recipe in methods.items():
-        protocol = _protocol(method, recipe or {})
+        protocol, given = _protocol(method, recipe or {}), _given(recipe or {})
         for dataset, data in datasets.items():
-            note = f"{dataset}: trained on {data.get('train', 'train')}, scored on {data.get('test', 'test')}"
+            note = f"{dataset}: trained on {data.get('train', 'train')}{given}, scored on {data.get('test', 'test')}"
             runs.append({'dataset': dataset, 'method': method, 'protocol': protocol, 'note': note,
                          'scores': _measured(Path(out), method, dataset, seeds)})
     return runs
@@ -1818,19 +1836,6 @@ class MethodRuns:
     seconds: dict
     images_per_s: dict
 
-# %% ../nbs/64_report.ipynb #6c3026f0
-_STARTS = {'embed': 'features of {}', 'pretrain': 'network of {}', 'derive': 'run of {}'}
-
-
-def _start(recipe):
-    "What a method starts from in words, and the name of the method that made it, or None."
-    place = Path(str(recipe.get('from') or ''))
-    if 'from' not in recipe:
-        return 'random weights', None
-    if place.parts[:1] == ('out',) and len(place.parts) == 3 and place.parts[1] in _STARTS:
-        return _STARTS[place.parts[1]].format(place.name), place.name
-    return ('pixels' if place == Path('data') else place.name), None
-
 # %% ../nbs/64_report.ipynb #f887783a
 def _log(out, dataset, method, seed, derived):
     "What the log of a run says of it; empty without one."
@@ -1852,7 +1857,7 @@ def _members(file, *names):
     if not file.is_file():
         return {}
     try:
-        with np.load(file, allow_pickle=False) as found:
+        with file.open('rb') as opened, np.load(opened, allow_pickle=False) as found:           # numpy leaves a torn file open
             return {name: found[name] for name in names if name in found}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
         raise DataError(f'{file} is not a whole .npz file ({error}); delete it and make it again') from None
@@ -1935,15 +1940,15 @@ METHOD_COLUMNS = {
     'k-NN': HEADLINE['knn_top1'],
     'linear': HEADLINE['linear_top1'],
     'superclass ACC': HEADLINE['superclass_acc'],
-    'in a batch': HEADLINE['superclass_acc_batch'],
+    'superclass ACC, batch': HEADLINE['superclass_acc_batch'],
     'epochs': 'passes over the training images, of each step of the method',
     'seconds per seed': 'of training, mean over seeds; of a method that starts from another run: all = what that took + its own',
-    'images/s': 'images of the training images per second, mean over seeds',
+    'images/s': 'training images per second, mean over seeds',
 }
 TIMED = ('seconds per seed', 'images/s')
 _MEASURES = {'ACC': 'acc', 'many to one': 'acc_many_to_one', 'NMI': 'nmi', 'ARI': 'ari', 'k-NN': 'knn_top1', 'linear': 'linear_top1',
-             'superclass ACC': 'superclass_acc', 'in a batch': 'superclass_acc_batch'}
-_TAUGHT = ('superclass ACC', 'in a batch')
+             'superclass ACC': 'superclass_acc', 'superclass ACC, batch': 'superclass_acc_batch'}
+_TAUGHT = ('superclass ACC', 'superclass ACC, batch')
 
 # %% ../nbs/64_report.ipynb #41b4241a
 def _sizes(classes):
@@ -1968,7 +1973,7 @@ def _why_not(runs, column):
     "Why a measured column is empty; '' if it need not be."
     clustering = column in ('ACC', 'many to one', 'NMI', 'ARI')
     if not runs.scores:
-        return f'not run: dvc repro {"derive@" if runs.derived else "pretrain embed linear cluster, those of "}{runs.method}'
+        return 'not run; dvc repro runs it'
     if column in _TAUGHT and 'superclasses' not in runs.recipe:
         return 'was taught no superclasses'
     if clustering and 'superclasses' in runs.recipe:
@@ -2082,6 +2087,11 @@ def _method_html(cell, tag):
     return f'<{tag}>{html.escape(first)}{marks}{small}</{tag.split()[0]}>'
 
 # %% ../nbs/64_report.ipynb #d659c4ad
+def _step(number):
+    "A difference with its sign; one that rounds to nothing has none."
+    return f'{number:+.3f}' if round(number, 3) else '0.000'
+
+
 def _said(spread):
     "A spread in a sentence."
     return f"{spread['mean']:.3f}" + ('' if spread['sd'] is None else f" ± {spread['sd']:.3f}") + f" (n = {spread['n']})"
@@ -2101,9 +2111,9 @@ def _order(ranked, name):
     if not others:
         return f'{name} was measured of {first} only: {_said(top)}.'
     (next_, second), (low, last) = others[0], others[-1]
-    equal = f"{top['mean']:.3f}" == f"{next_['mean']:.3f}"
+    equal, lowest = (f"{a['mean']:.3f}" == f"{b['mean']:.3f}" for a, b in ((top, next_), (next_, low)))
     text = f'{name}: {first} has the highest mean, {_said(top)}; {second} {"the same to three decimals" if equal else "the second"}, {_said(next_)}'
-    text += f'; {last} the lowest, {_said(low)}' if len(others) > 1 else ''
+    text += f'; {last} the lowest, {_said(low)}' if len(others) > 1 and not lowest else ''
     if None in (top['sd'], next_['sd']):
         return text + '; one seed has no interval.'
     apart = top['mean'] - top['sd'] > next_['mean'] + next_['sd']
@@ -2116,7 +2126,7 @@ def _selflabel_said(runs):
     if not seeds:
         return ''
     before, after = [runs.before[seed] for seed in seeds], [runs.scores[seed][runs.measure] for seed in seeds]
-    steps = ', '.join(f'{b - a:+.3f}' for a, b in zip(before, after))
+    steps = ', '.join(_step(b - a) for a, b in zip(before, after))
     return f'Self-labelling took the accuracy of {runs.method} from {_said(_spread(before, runs.method))} to {_said(_spread(after, runs.method))}; by seed: {steps}.'
 
 
@@ -2127,7 +2137,7 @@ def _source_said(runs, named):
     if not own or not first or 'superclasses' in runs.recipe or 'superclasses' in source.recipe:
         return ''
     return (f"{runs.method} starts from the {_start(runs.recipe)[0]}: ACC {_said(own)}, there {_said(first)}; "
-            f"difference of the means {own['mean'] - first['mean']:+.3f}.")
+            f"difference of the means {_step(own['mean'] - first['mean'])}.")
 
 # %% ../nbs/64_report.ipynb #ae6d4e87
 def _pixels_said(methods):
@@ -2136,7 +2146,7 @@ def _pixels_said(methods):
     pairs = [(other, pixels) for pixels in methods if _start(pixels.recipe)[0] == 'pixels'
              for other in methods if other.derived and module(other) == module(pixels) and _start(other.recipe)[0] != 'pixels']
     means = [(other, pixels, _over_seeds(other, 'acc'), _over_seeds(pixels, 'acc')) for other, pixels in pairs]
-    return [f'{other.method} on {_start(other.recipe)[0]}: ACC {_said(a)}; {pixels.method} on pixels: {_said(b)}; difference of the means {a["mean"] - b["mean"]:+.3f}.'
+    return [f'{other.method} on {_start(other.recipe)[0]}: ACC {_said(a)}; {pixels.method} on pixels: {_said(b)}; difference of the means {_step(a["mean"] - b["mean"])}.'
             for other, pixels, a, b in means if a and b]
 
 
@@ -2231,8 +2241,8 @@ def methods_page(title: str, methods: Sequence, figures: Mapping, found: Sequenc
     MissingInputError, ParamsError     a figure is not there, or has no caption or alt text
     """
     parts = {}
-    for dataset, own in groupby(methods, key=lambda runs: runs.dataset):
-        own = list(own)
+    for dataset in dict.fromkeys(runs.dataset for runs in methods):
+        own = [runs for runs in methods if runs.dataset == dataset]
         parts[f'{dataset}: what was measured'] = _said_html(conclusions(own) + time_said(own))
         parts[f'{dataset}: the methods'] = _methods_html(methods_table(own)) + _every_score(own)
         parts[f'{dataset}: figures'] = '\n'.join(_html_figure(*figure) for figure in figures.get(dataset, ()))

@@ -149,7 +149,7 @@ def test_conclusions_follow_the_numbers(found, tmp_path):
 def test_the_three_questions_have_sentences(found):
     told, by_name = ' '.join(conclusions(found)), {runs.method: runs for runs in found}
     before, after = ([values[str(seed)] for seed in SEEDS] for values in (by_name['again'].before, {seed: run['acc'] for seed, run in by_name['again'].scores.items()}))
-    steps = ', '.join(f'{b - a:+.3f}' for a, b in zip(before, after))
+    steps = ', '.join(f'{b - a:+.3f}' if round(b - a, 3) else '0.000' for a, b in zip(before, after))
     assert f'Self-labelling took the accuracy of again from {np.mean(before):.3f} ± {np.std(before, ddof=1):.3f} (n = 3)' in told and f'by seed: {steps}.' in told
     means = {name: np.mean([run['acc'] for run in by_name[name].scores.values()]) for name in ('alone', 'centres', 'raw')}
     assert f"centres starts from the features of alone: ACC {means['centres']:.3f}" in told and f"{means['centres'] - means['raw']:+.3f}" in told
