@@ -206,8 +206,7 @@ def confidence_grid(pixels: np.ndarray, probs: np.ndarray, which: Sequence | Non
     pixels, probs = _check_pixels(pixels), _probabilities(probs, 'probs')
     _same_length(pixels=pixels, probs=probs)
     names, which = _names(names, probs.shape[1], 'names'), _which(which, probs)
-    sides = {'the surest images, probability': surest_images(probs, n),
-             'at the margin: probability of own : second, name of second': margin_images(probs, n)}
+    sides = {'the surest images': surest_images(probs, n), 'at the margin, own : second cluster': margin_images(probs, n)}
     with plot_style():
         line = 2.9 / n * (_THUMB + 6 + _BELOW) / (_THUMB + 6)  # inches
         fig = Figure(figsize=(_WIDTH, .45 + len(which) * line), layout='constrained')
