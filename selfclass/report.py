@@ -1639,6 +1639,11 @@ def _csv(lines):
 _STARTS = {'embed': 'features of {}', 'pretrain': 'network of {}', 'derive': 'run of {}'}
 
 
+def _taught(recipe):
+    "Whether an entry says that its method is taught superclasses."
+    return recipe.get('superclasses') is not None
+
+
 def _start(recipe):
     "What a method starts from in words, and the name of the method that made it, or None."
     place = Path(str(recipe.get('from') or ''))
@@ -1654,12 +1659,12 @@ _PROTOCOLS = {'kmeans': 'k-means on features'}          # of a module
 
 def _protocol(method, recipe):
     "What a method does, in the words of the published tables; every entry of the module kmeans clusters features, whatever it is called."
-    return 'supervised by superclass labels' if 'superclasses' in recipe else _PROTOCOLS.get(recipe.get('module', method), 'own clusters')
+    return 'supervised by superclass labels' if _taught(recipe) else _PROTOCOLS.get(recipe.get('module', method), 'own clusters')
 
 
 def _given(recipe):
     "What a method was given besides images, for the note below a table."
-    return (' with superclass labels' if 'superclasses' in recipe else '') + (f' from {_start(recipe)[0]}' if 'from' in recipe else '')
+    return (' with superclass labels' if _taught(recipe) else '') + (f' from {_start(recipe)[0]}' if 'from' in recipe else '')
 
 
 def pipeline_scores(out, datasets: Mapping, methods: Mapping, seeds: Sequence[int]) -> list:
@@ -1873,7 +1878,7 @@ def _accuracy_by(measure, ids, labels):
 
 def _measure(scores, recipe):
     "The measure that speaks for a method."
-    first = ['superclass_acc'] if 'superclasses' in recipe else ['acc', 'acc_many_to_one']
+    first = ['superclass_acc'] if _taught(recipe) else ['acc', 'acc_many_to_one']
     return next((name for name in first if any(run.get(name) is not None for run in scores.values())), '')
 
 # %% ../nbs/64_report.ipynb #bdb2b739
@@ -1974,9 +1979,9 @@ def _why_not(runs, column):
     clustering = column in ('ACC', 'many to one', 'NMI', 'ARI')
     if not runs.scores:
         return 'not run; dvc repro runs it'
-    if column in _TAUGHT and 'superclasses' not in runs.recipe:
+    if column in _TAUGHT and not _taught(runs.recipe):
         return 'was taught no superclasses'
-    if clustering and 'superclasses' in runs.recipe:
+    if clustering and _taught(runs.recipe):
         return 'was taught superclasses, and what it calls a class is one of those'
     if clustering and not runs.measure:
         return 'these images have no labels'
@@ -2009,7 +2014,7 @@ def _method_cell(runs, column, mark):
         return _Text(_in_all(runs.seconds) if column == TIMED[0] else f'{np.mean(list(runs.images_per_s.values())):.0f}')
     if column == 'epochs':
         return _Text(' + '.join(map(str, _epochs(runs.recipe)))) if _epochs(runs.recipe) else gap('its entry names no epochs')
-    facts = {'labels used': 'superclasses' if 'superclasses' in runs.recipe else 'none', 'starts from': _start(runs.recipe)[0], 'heads': _sizes(runs.classes)}
+    facts = {'labels used': 'superclasses' if _taught(runs.recipe) else 'none', 'starts from': _start(runs.recipe)[0], 'heads': _sizes(runs.classes)}
     return _Text(facts[column]) if facts[column] else gap(_why_not(runs, column) or 'no run is there')
 
 # %% ../nbs/64_report.ipynb #518a9d5f
@@ -2057,7 +2062,7 @@ def methods_markdown(table: MethodsTable) -> str:
 def methods_csv(methods: Sequence) -> str:
     "Every score of every method, tidy and at full precision, without times: one line per data set, method and metric."
     head = ['dataset', 'method', 'labels', 'start', 'heads', 'epochs', 'metric', *(stats := ['mean', 'sd', 'min', 'max', 'n'])]
-    about = lambda runs: ['superclasses' if 'superclasses' in runs.recipe else 'none', _start(runs.recipe)[0], _sizes(runs.classes),
+    about = lambda runs: ['superclasses' if _taught(runs.recipe) else 'none', _start(runs.recipe)[0], _sizes(runs.classes),
                           ' + '.join(map(str, _epochs(runs.recipe)))]
     found = [(runs, key, spread) for runs in methods for key, spread in methods_summary([runs]).items()]
     return _csv([head, *([runs.dataset, runs.method, *about(runs), _split_key(key)[2], *(spread[s] for s in stats)] for runs, key, spread in found)])
@@ -2134,7 +2139,7 @@ def _source_said(runs, named):
     "A derived method beside the one it starts from."
     source = named.get(_start(runs.recipe)[1])
     own, first = _over_seeds(runs, 'acc'), source and _over_seeds(source, 'acc')
-    if not own or not first or 'superclasses' in runs.recipe or 'superclasses' in source.recipe:
+    if not own or not first or _taught(runs.recipe) or _taught(source.recipe):
         return ''
     return (f"{runs.method} starts from the {_start(runs.recipe)[0]}: ACC {_said(own)}, there {_said(first)}; "
             f"difference of the means {_step(own['mean'] - first['mean'])}.")
@@ -2167,7 +2172,7 @@ def conclusions(methods: Sequence) -> list:
     list of str                        sentences without times; the first says what was run, the last what was not
     """
     named, ran = {runs.method: runs for runs in methods}, [runs for runs in methods if runs.scores]
-    free, taught = ([runs for runs in ran if ('superclasses' in runs.recipe) == given] for given in (False, True))
+    free, taught = ([runs for runs in ran if _taught(runs.recipe) == given] for given in (False, True))
     many = [runs for runs in free if runs.measure == 'acc_many_to_one']
     told = [_first_said(methods, ran), _order(_ranked([runs for runs in free if runs not in many], 'acc'), 'ACC without labels'),
             _many_said(many), *map(_selflabel_said, ran), *(_source_said(runs, named) for runs in ran), *_pixels_said(ran),
@@ -2275,7 +2280,7 @@ def write_tables(out, params: Mapping, everything: bool = False) -> list:
     -------
     list of Path           the index first
     """
-    runs = pipeline_scores(out, params['datasets'], params['methods'] | params.get('derive', {}), params['seeds'])
+    runs = pipeline_scores(out, params['datasets'], params['methods'] | (params.get('derive') or {}), params['seeds'])
     found = comparisons(runs, list(published_tables()) if everything else None)
     folder = Path(out)/'tables'
     shutil.rmtree(folder, ignore_errors=True)           # tables of an earlier call that nothing links to any more
