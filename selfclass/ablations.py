@@ -62,7 +62,7 @@ class Grid:
 
 # %% ../nbs/73_ablations.ipynb #006-1af04507
 _GRID_KEYS = ('table', 'figure', 'title', 'caption', 'note', 'method', 'needs', 'columns', 'rows')
-_BASE_KEYS = ('dataset', 'seeds', 'baseline_seeds', 'stages', 'jobs', 'settings', 'measures')
+_BASE_KEYS = ('papers', 'dataset', 'seeds', 'baseline_seeds', 'stages', 'jobs', 'settings', 'measures')
 
 
 def _known_keys(entry, known, where):
@@ -184,7 +184,8 @@ def with_settings(params: Mapping, settings: Mapping) -> dict:
     return params
 
 # %% ../nbs/73_ablations.ipynb #018-1ece2214
-_SECTIONS = {'model': ('model', 'ClusterNet'), 'loss': ('loss', 'multi_head_loss'), 'schedule': ('lars', 'warmup_cosine')}
+_SECTIONS = {'model': ('model', 'ClusterNet')}
+_OWN_SECTIONS = {'selfclassifier': {'loss': ('loss', 'multi_head_loss'), 'schedule': ('lars', 'warmup_cosine')}, 'sela': {'loss': ('sela', 'self_label_loss')}}
 _STAGES = {'linear': ('probe', 'linear_probe'), 'knn': ('probe', 'knn_probe'), 'embed': ('embed', 'embed_images')}
 
 
@@ -213,7 +214,7 @@ def check_recipe(params: Mapping, method: str):
     if isinstance(recipe.get('optimizer'), Mapping):
         import torch
         _function('lars', 'build_optimizer')([torch.zeros(1)], **recipe['optimizer'])
-    for section, place in _SECTIONS.items():
+    for section, place in (_SECTIONS | _OWN_SECTIONS.get(recipe.get('module', method), {})).items():
         if isinstance(recipe.get(section), Mapping):
             check_arguments(_function(*place), recipe[section], f'{where}.{section}')
     for section, place in _STAGES.items():
@@ -293,12 +294,14 @@ def _slug(*words):
     return re.sub(r'[^a-z0-9]+', '-', ' '.join(map(str, words)).lower()).strip('-')
 
 # %% ../nbs/73_ablations.ipynb #025-d323d449
-def _skip_reason(grid, params):
-    "Why a grid cannot run at all, or None."
+def _skip_reason(grid, params, papers):
+    "Why a grid is not run, or None; `papers`: whose tables are run without being asked for."
     if grid.needs and find_spec(f'selfclass.{grid.needs}') is None:
         return f"needs the method '{grid.needs}', which does not exist yet (selfclass/{grid.needs}.py)"
     if grid.method not in params['methods']:
         return f"needs an entry methods.{grid.method} in params.yaml"
+    if grid.name.split('/')[0] not in papers:
+        return f"a sibling's table, with a baseline of its own; run on request: make ablations TABLE={grid.name}"
     return None
 
 
@@ -325,7 +328,8 @@ def plan(grids: Sequence[Grid], base: Mapping, params: Mapping, size: str = 'dig
     shared = base[size]
     if shared['dataset'] not in params['datasets']:
         raise ParamsError(f"params.yaml has no data set '{shared['dataset']}', it holds {', '.join(params['datasets'])}; put its recipe in place first: make recipe NAME=…")
-    skipped = {grid.name: reason for grid in grids if (reason := _skip_reason(grid, params))}
+    papers = shared['papers'] if len(grids) > 1 else [grid.name.split('/')[0] for grid in grids]
+    skipped = {grid.name: reason for grid in grids if (reason := _skip_reason(grid, params, papers))}
     wanted, baselines, rows, known = [grid for grid in grids if grid.name not in skipped], {}, {}, {}
     for method in dict.fromkeys(grid.method for grid in wanted):
         baselines[method] = _experiment(('baseline', method), {}, shared, shared['baseline_seeds'], params, method, known)

@@ -118,7 +118,7 @@ def train(params_file: str, out: str, data: str | None = None, dataset: str | No
     recipe, pretrain, arguments = params['methods'][method], params['pretrain'], check_arguments(load_splits, source, f'datasets.{dataset}', supplied=())
     _check_place(folder)
     with first_on_machine():
-        images, held_out = (split.unlabelled if 'superclasses' not in recipe else with_superclasses(split, recipe['superclasses']) for split in load_splits(**arguments))
+        images, held_out = (split.unlabelled if recipe.get('superclasses') is None else with_superclasses(split, recipe['superclasses']) for split in load_splits(**arguments))
     hashes = {'hash': data_hash(images), 'hash_test': data_hash(held_out)}
     checkpoints = checkpoint_folder('train', f'{dataset}-{method}-{seed}', dataset, pretrain, method, recipe, hashes)
     return train_and_save(images, held_out, folder, dataset, method, seed, pretrain, recipe, checkpoints, {'data': {'train': len(images), 'test': len(held_out)} | hashes})

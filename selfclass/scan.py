@@ -33,7 +33,7 @@ from .errors import DataError, ParamsError
 from .hub import load_pretrained
 from .lars import build_optimizer, warmup_cosine
 from .loss import _checked_prior, collapse_loss, column_logsumexp, prior_per_head
-from .model import ClusterNet, Encoder, WeightNormLinear
+from .model import ClusterNet, Encoder
 from .search import top_k
 from .train import Checkpoint, Derived, Record, Run, ViewLoader, _check_batch, _generator, fit, save_run
 
@@ -793,9 +793,9 @@ class _Setting:
     checkpoints: Path | None
 
     def loader(self, kind, phase, n_views, section, **more):
-        "The loader of a phase; each phase has an order and views of its own."
+        "The loader of a phase: 0, 1 (which takes 2 for partners) or 3; each has an order and views of its own."
         recipe = (section.get('views') or self.crop.config) | {'n_global': n_views, 'n_local': 0}
-        return kind(self.images, MultiCrop(**recipe), section.get('batch_size') or self.batch_size, 3 * self.seed + phase, self.device, self.workers, **more)
+        return kind(self.images, MultiCrop(**recipe), section.get('batch_size') or self.batch_size, 4 * self.seed + phase, self.device, self.workers, **more)
 
     def train(self, name, step, loader, params, section, on_epoch, **parts):
         "Train a phase, from where its checkpoint left it; its seconds and images, for out/log."
@@ -833,7 +833,7 @@ class _Curve:
 def _train_pretext(setting, model, section, batch_norm_processes):
     "A trained encoder, its curve, its cost."
     own = {key: value for key, value in section.items() if key not in ('epochs', 'optimizer', 'schedule', 'batch_size', 'views')}
-    task = pretext_task(model, len(setting.images), 3 * setting.seed, **own).to(setting.device, memory_format=torch.channels_last)
+    task = pretext_task(model, len(setting.images), 4 * setting.seed, **own).to(setting.device, memory_format=torch.channels_last)
     task, curve = share_batch_norm(task, batch_norm_processes), _Curve()
     loader = setting.loader(ViewLoader, 0, task.n_views, section)
     cost = setting.train('pretext', pretext_step(task.train()), loader, task.parameters(), section, curve, task=task, curve=curve)
@@ -880,7 +880,7 @@ def _train_labels(setting, net, record, section, row_temp, first):
     threshold, log = section.get('threshold', .99), ConfidenceLog(len(net.classes))
     check_threshold(image_confidence(net, setting.images, setting.crop.plain, row_temp, setting.workers)[0], threshold)
     before = {name: record.assign(images) for name, images in record.watched.items()}
-    loader = setting.loader(PlainAndStrong, 2, 1, section, plain=setting.crop.plain)
+    loader = setting.loader(PlainAndStrong, 3, 1, section, plain=setting.crop.plain)
 
     def on_epoch(epoch, mean, lr):
         record(first + epoch, mean, lr)
@@ -957,7 +957,7 @@ def _checked(images, classes, batch_size, neighbours, clustering, selflabel, los
 def _summary(costs, setting):
     "Throughput of a run, for out/log."
     seconds, images = max(1e-9, sum(s for _, s, _ in costs)), sum(n for *_, n in costs)
-    return {'train_s': round(seconds, 2), 'images_per_s': round(images / seconds, 1), 'views_per_s': round(2 * images / seconds, 1), 'batch_size': setting.batch_size,
+    return {'train_s': round(seconds, 2), 'images_per_s': round(images / seconds, 1), 'batch_size': setting.batch_size,
             'processes': world_size(), 'threads': torch.get_num_threads()} | {f'{name}_s': round(s, 2) for name, s, _ in costs}
 
 # %% ../nbs/52_scan.ipynb #fad30937
@@ -979,7 +979,7 @@ def _finish(setting, net, table, clustering, selflabel, row_temp, predict_every,
     confidence, cluster = image_confidence(net, images, plain, row_temp, workers)
     embeddings = look_at(net, images, plain, lambda x: net.embed([x])[0], workers=workers).cpu()
     threshold = (selflabel or {}).get('threshold', .99)
-    return ScanRun(net, record, setting.loader(ViewLoader, 1, 2, {}), losses, _summary(costs, setting), Checkpoint(setting.checkpoints),
+    return ScanRun(net, record, setting.loader(ViewLoader, 1, 2, clustering), losses, _summary(costs, setting), Checkpoint(setting.checkpoints),
                    table, heads, before, list(pretext), log.rows, prototypes(embeddings, confidence, cluster, threshold), least_confident(confidence, cluster))
 
 # %% ../nbs/52_scan.ipynb #97512243
@@ -1056,10 +1056,15 @@ def scan_from(source: ClusterNet | str | Path, images: ImageSet, *, classes: tup
     Source: Van Gansbeke et al. (2020), Algorithm 1 from line 3 on; any pretext that fulfils eq. 1.
     """
     given = source if isinstance(source, ClusterNet) else load_pretrained(source)
+    if type(given) is not ClusterNet:
+        raise ParamsError(f'scan starts from a ClusterNet, found a {type(given).__name__}, whose embedding depends on other images; start from another run')
+    views = getattr(given, 'facts', {}).get('recipe', {}).get('views') if views is None else views
+    if views is None:
+        raise ParamsError('the network does not say with which views it was trained; say views, the arguments of MultiCrop')
     seed_everything(seed)
     net = _with_new_heads(given, classes)
     neighbours, clustering, selflabel, row_temp = _checked(images, net.classes, batch_size, neighbours, clustering, selflabel, loss)
-    crop = MultiCrop(**check_arguments(MultiCrop, given.facts['recipe']['views'] if views is None else views, 'views'))
+    crop = MultiCrop(**check_arguments(MultiCrop, views, 'views'))
     setting = _Setting(images, crop, batch_size, seed, pick_device(device), workers, checkpoint_every, checkpoints)
     net = share_batch_norm(net.to(setting.device, memory_format=torch.channels_last), batch_norm_processes)
     return _finish(setting, net, _mine(setting, net.eval(), **neighbours), clustering, selflabel, row_temp, predict_every, held_out)

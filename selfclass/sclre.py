@@ -466,14 +466,15 @@ def _train(net, loader, opt, step, held_out, look, collapse, row_temp, seed, sch
     return SuperclassRun(net, record, loader, [fresh_cross_entropy(net, loader, labels, row_temp)], speed, checkpoint, _answers(net, record, loader, sets, seed, loader.workers))
 
 # %% ../nbs/54_sclre.ipynb #f119b3e5
-def fit_sclre(images: ImageSet, *, model: dict, views: dict, optimizer: dict, schedule: dict, attention: dict = {}, anchors: dict = {}, loss: dict = {},
+def fit_sclre(images: ImageSet, *, superclasses=None, model: dict, views: dict, optimizer: dict, schedule: dict, attention: dict = {}, anchors: dict = {}, loss: dict = {},
               epochs: int = 200, batch_size: int = 64, seed: int = 0, device: str = 'auto', workers: int = 0, predict_every: int = 1,
               checkpoint_every: int = 1, batch_norm_processes: int | None = None, held_out: ImageSet | None = None, checkpoints=None) -> SuperclassRun:
     """Train SCLRE.
 
     Parameters
     ----------
-    images : ImageSet        training images whose labels are superclasses, 0 to K - 1 (the stage makes them from its key `superclasses`)
+    images : ImageSet        training images whose labels are superclasses, 0 to K - 1
+    superclasses             what those labels were made of (`taxonomy.with_superclasses`, which the stage calls); kept with the run, not read again
     model, views : dict      arguments of `ClusterNet` without classes, and of `MultiCrop`
     optimizer : dict         arguments of `build_optimizer`
     schedule : dict          arguments of `warmup_cosine`; final_lr equal to lr = no schedule
@@ -509,14 +510,14 @@ def fit_sclre(images: ImageSet, *, model: dict, views: dict, optimizer: dict, sc
                   schedule, optimizer['lr'], epochs, predict_every, checkpoint_every, checkpoints)
 
 # %% ../nbs/54_sclre.ipynb #a57fb354
-def fit_crossentropy(images: ImageSet, *, model: dict, views: dict, optimizer: dict, schedule: dict, loss: dict = {}, epochs: int = 200, batch_size: int = 64,
+def fit_crossentropy(images: ImageSet, *, superclasses=None, model: dict, views: dict, optimizer: dict, schedule: dict, loss: dict = {}, epochs: int = 200, batch_size: int = 64,
                      seed: int = 0, device: str = 'auto', workers: int = 0, predict_every: int = 1, checkpoint_every: int = 1,
                      batch_norm_processes: int | None = None, held_out: ImageSet | None = None, checkpoints=None) -> SuperclassRun:
     """Train a plain classifier of superclasses, the baseline of SCLRE.
 
     Parameters
     ----------
-    images, model, views, optimizer, schedule, epochs, batch_size, seed : as for `fit_sclre`
+    images, superclasses, model, views, optimizer, schedule, epochs, batch_size, seed : as for `fit_sclre`
     loss : dict              row_temp of `cross_entropy_step`
     device, workers, predict_every, checkpoint_every, batch_norm_processes, held_out, checkpoints
                              as for `fit_selfclassifier`

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .core import check_arguments, require, root
 from .data import ImageSet
-from .dist import data_parallel, max_over_ranks, rank, sum_over_ranks, world_size
+from .dist import data_parallel, max_over_ranks, sum_over_ranks, world_size
 from .errors import DataError, ParamsError
 from .lars import warmup_cosine
 from .loss import prior_per_head

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .core import nearest, read_yaml, root
-from .errors import MissingLabelsError, ParamsError
+from .errors import DataError, MissingLabelsError, ParamsError
 
 # %% ../nbs/05_taxonomy.ipynb #2d1b3031
 @lru_cache(1)
@@ -178,9 +178,12 @@ def with_superclasses(images, superclasses):
     ------
     MissingLabelsError     images without labels
     ParamsError            as `superclass_labels`; no image is left
+    DataError              a label below 0
     """
     if images.labels is None:
         raise MissingLabelsError(f'{images.name} has no labels, so nobody can say which superclass an image belongs to; give labels, or choose a method without them')
+    if len(images.labels) and np.min(images.labels) < 0:
+        raise DataError(f'{images.name} has images without a class (label {np.min(images.labels)}); leave them out with images.subset(labels >= 0)')
     tree = superclass_labels(images.labels, images.class_names, superclasses)
     above = tree.assignment[images.labels]
     kept = np.flatnonzero(above >= 0)

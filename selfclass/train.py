@@ -189,8 +189,8 @@ def _restored(file, parts):
         for name, part in parts.items():
             part.load_state_dict(state['parts'][name])
         torch.set_rng_state(state['random'])
-        if state['random_cuda'] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state['random_cuda'])
+        for device, random in zip(range(torch.cuda.device_count()), state['random_cuda']):          # fewer GPUs than before, or more, are no obstacle
+            torch.cuda.set_rng_state(random, device)
         return state['epoch'] + 1, None
     except Exception as error:                  # a damaged file makes torch raise anything
         return 0, error
@@ -532,12 +532,14 @@ def method_function(method: str, recipe: dict, section: str = 'methods'):
     name, verb = recipe.get('module', method), {'methods': 'fit', 'derive': 'derive'}[section]
     try:
         return getattr(import_module(f'{__package__ or "selfclass"}.{name}'), f"{verb}_{recipe.get('fit', name)}")
-    except (ModuleNotFoundError, AttributeError):
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).endswith(f'.{name}'):
+            raise                                   # the method is there; something that it needs is not
         known = sorted(nb.stem for nb in Path(__file__).parent.glob('*.py') if f'def {verb}_{nb.stem}(' in nb.read_text(encoding='utf-8'))
         raise ParamsError(f"{section}.{method}: there is no method '{recipe.get('fit', name)}'; {nearest(name, known)}, or say `module:`") from None
 
 # %% ../nbs/41_train.ipynb #042-4fc2ac1d
-_NOT_NUMBERS = 'module', 'fit', 'superclasses', 'from'          # of an entry: which function, on which labels, from which run
+_NOT_NUMBERS = {'methods': ('module', 'fit'), 'derive': ('module', 'from')}          # of an entry: which function, from which run
 
 
 def train_and_save(images: ImageSet, held_out: ImageSet, folder, dataset: str, method: str, seed: int, pretrain: dict, recipe: dict, checkpoints=None,
@@ -563,7 +565,7 @@ def train_and_save(images: ImageSet, held_out: ImageSet, folder, dataset: str, m
     ParamsError, DataError, TrainingError
     """
     train, here = method_function(method, recipe), ('images', 'held_out', 'seed', 'checkpoints', *pretrain)
-    numbers = {name: value for name, value in recipe.items() if name not in _NOT_NUMBERS}
+    numbers = {name: value for name, value in recipe.items() if name not in _NOT_NUMBERS['methods']}
     numbers = check_arguments(train, numbers, f'methods.{method}', supplied=here)
     run = train(images, held_out=held_out, seed=seed, checkpoints=checkpoints, **check_arguments(train, pretrain, 'pretrain'), **numbers)
     health = diagnosis(run.record.rows, run.net.classes, run.record.collapse)
@@ -589,7 +591,10 @@ def run_source(place: str, dataset: str, seed: int) -> Path | None:
     Raises
     ------
     MissingInputError    none of them is there
+    ParamsError          no place
     """
+    if not place:
+        raise ParamsError('an entry of derive should say from where it starts; for example, from: out/embed/selfclassifier')
     if place == 'data':
         return None
     here = root()/place
@@ -637,12 +642,10 @@ def derive_and_save(train: ImageSet, test: ImageSet, folder, file, dataset: str,
     ParamsError, DataError, MissingInputError, TrainingError
     """
     derive, began = method_function(method, recipe, 'derive'), time.perf_counter()
-    if 'from' not in recipe:
-        raise ParamsError(f'derive.{method} should say from where it starts; for example, from: out/embed/selfclassifier')
     given = {name: value for name, value in dict(seed=seed, checkpoints=checkpoints).items() if name in signature(derive).parameters}
-    numbers = {name: value for name, value in recipe.items() if name not in _NOT_NUMBERS}
+    numbers = {name: value for name, value in recipe.items() if name not in _NOT_NUMBERS['derive']}
     numbers = check_arguments(derive, numbers, f'derive.{method}', supplied=('train', 'test', 'source', 'folder', *given))
-    found = derive(train.unlabelled, test.unlabelled, run_source(recipe['from'], dataset, seed), Path(folder), **given, **numbers)
+    found = derive(train.unlabelled, test.unlabelled, run_source(recipe.get('from'), dataset, seed), Path(folder), **given, **numbers)
     if not rank():
         splits = {split: found.splits[split] | {'labels': images.labels} for split, images in (('train', train), ('test', test))}
         save_embeddings(file, splits, found.classes, found.head_loss, test.class_names)

@@ -151,3 +151,21 @@ def test_sela_on_small_images_holds_the_numbers_of_the_code(name, epochs):
     assert (recipe['updates']['power'], recipe['updates']['in_turn'], recipe['sinkhorn']['lam']) == (1., True, 10.)
     assert recipe['optimizer'] == dict(name='sgd', lr=.03, momentum=.9, weight_decay=5e-4) and recipe['schedule'] == dict(drops=[epochs*3//5, epochs*4//5], factor=.1)
     assert recipe['views']['global_scale'] == [.2, 1.] and list(params['datasets']) == [name] and params['knn']['k'] == 10
+
+
+@pytest.mark.parametrize('file', RECIPES, ids=lambda f: f.stem)
+def test_every_entry_fits_its_function(file):
+    "All methods of a params file, and all that start from a run: keys, types, and the sections of the phases of SCAN."
+    from selfclass import scan
+    from selfclass.train import method_function
+    params = read_yaml(file)
+    for section in ('methods', 'derive'):
+        for name, entry in params[section].items():
+            numbers = {key: value for key, value in entry.items() if key not in ('module', 'fit', 'from')}
+            fit = method_function(name, entry, section)
+            supplied = ('train', 'test', 'source', 'folder') if section == 'derive' else ('images', *params['pretrain'])
+            check_arguments(fit, numbers, f'{section}.{name}', supplied=supplied)
+            if entry.get('module', name) == 'scan':
+                scan._checked_phase(scan._clustering, entry['clustering'], 'clustering')
+                scan._checked_phase(scan._selflabel, entry['selflabel'], 'selflabel')
+                if 'pretext' in entry: scan._checked_pretext(entry['pretext'])

@@ -153,7 +153,10 @@ def test_two_processes_train_as_one(method):
         np.testing.assert_allclose(their_head_loss, head_loss, rtol=2e-3)
         for name in weights:
             torch.testing.assert_close(their_weights[name], weights[name], rtol=2e-3, atol=2e-4, msg=lambda text: f'{name}: {text}')
-        assert {name: np.shape(value) for name, value in their_answers.items()} == {name: np.shape(value) for name, value in answers.items()}
+        assert list(their_answers) == list(answers)
+        for name, value in answers.items():
+            same = np.mean(np.asarray(their_answers[name]) == np.asarray(value))
+            assert same == 1 if 'pred' not in name else same >= .9, name                            # rounding may turn an image that stands between two superclasses
 
 
 PROGRAM = '''
