@@ -62,7 +62,7 @@ class Grid:
 
 # %% ../nbs/73_ablations.ipynb #006-1af04507
 _GRID_KEYS = ('table', 'figure', 'title', 'caption', 'note', 'method', 'needs', 'columns', 'rows')
-_BASE_KEYS = ('papers', 'dataset', 'seeds', 'baseline_seeds', 'stages', 'jobs', 'settings', 'measures')
+_BASE_KEYS = ('dataset', 'seeds', 'baseline_seeds', 'stages', 'jobs', 'settings', 'measures', 'papers')
 
 
 def _known_keys(entry, known, where):
