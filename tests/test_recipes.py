@@ -169,3 +169,16 @@ def test_every_entry_fits_its_function(file):
                 scan._checked_phase(scan._clustering, entry['clustering'], 'clustering')
                 scan._checked_phase(scan._selflabel, entry['selflabel'], 'selflabel')
                 if 'pretext' in entry: scan._checked_pretext(entry['pretext'])
+
+
+@pytest.mark.parametrize('name', ['scan', 'sclre'])
+def test_entries_of_siblings_fit_their_functions(name):
+    "conf/siblings: entries for the sets of the papers, one params file for each set or one for all."
+    from selfclass.train import method_function
+    found = read_yaml(ROOT/'conf'/'siblings'/f'{name}.yaml')
+    entries = [(section, *item) for params in ([found] if 'methods' in found else found.values()) for section in ('methods', 'derive') for item in params.get(section, {}).items()]
+    assert len(entries) == 6
+    for section, method, entry in entries:
+        numbers = {key: value for key, value in entry.items() if key not in ('module', 'fit', 'from')}
+        supplied = ('train', 'test', 'source', 'folder') if section == 'derive' else ('images', 'batch_size', 'device', 'workers', 'predict_every', 'checkpoint_every')
+        check_arguments(method_function(method, entry, section), numbers, f'{section}.{method}', supplied=supplied)
