@@ -1314,8 +1314,7 @@ class MultiCrop:
 
     Parameters
     ----------
-    preset : str                        'natural' (photographs), 'strong' (the same, for self-labelling) or
-                                        'glyphs' (digits, letters)
+    preset : str                        'natural' (photographs), 'strong' (the same, for self-labelling) or 'glyphs' (digits, letters)
     n_global, n_local : int             number of large and of small views
     global_size, local_size : int       their sides in pixels
     **strengths                         keywords of `natural_views`, `strong_views` or `glyph_views`
@@ -1337,17 +1336,15 @@ class MultiCrop:
     def __call__(self, images: Tensor | list[Tensor], generator: Generator, share: tuple[int, int] = (0, 1)) -> list[Tensor]:
         """Views (B,3,h,w) of uint8 images (B,3,H,W) or a list of (3,H,W), drawn from a generator on their device.
 
-        `share` (first, step) says that they are images first, first + step, ... of a batch of B*step: they get the
-        views that one process would give them, if the generator is in the same state.
+        `share` (first, step): they are images first, first + step, ... of a batch of B*step, and get the views that one process would give them.
         """
         return PRESETS[self.preset][0](_checked(images, generator.device), Draws(generator, share), **self.options)
 
     def from_files(self, files: list, generator: Generator, share: tuple[int, int] = (0, 1)) -> list[Tensor]:
         """Views of encoded pictures (`ImageSet.encoded`, or paths, or bytes), decoded no finer than needed.
 
-        'natural': uint8 (B,3,h,w), for `normalise`; with the same random numbers as the call on the decoded pictures,
-        which gives the same views up to rounding. 'strong': the same, but floats, ready for the network. 'glyphs': that
-        call itself.
+        'natural': uint8 (B,3,h,w), for `normalise`; with the same random numbers as the call on the decoded pictures, which gives the same
+        views up to rounding. 'strong': the same, but floats, ready for the network. 'glyphs': that call itself.
         """
         files = _encoded(files)
         if self.preset == 'glyphs':

@@ -1020,6 +1020,28 @@ def _map_alt(clusters, labels):
     return f'{text} and beside it by {groups(labels)} classes; {right:.0%} of them have the same colour in both.'
 
 # %% ../nbs/65_figures.ipynb #091-06794a66
+def _nothing_there(out, method, dataset):
+    "Why there is no figure, and what to do."
+    if (out/'config.json').is_file():
+        return (f'{out} is the folder of one run, as the command line writes it: without embeddings and scores; pass the folder out/ of a '
+                'pipeline, or give the arrays of the run to the functions of this module')
+    return f'{out} holds nothing of {method} on {dataset}, neither in cluster, embed nor pretrain; run the pipeline first: dvc repro report'
+
+
+def _likely_head(arrays):
+    "The head of the first size with the lowest loss, where no stage has chosen one."
+    return best_head(arrays['classes'], arrays['head_loss'], int(arrays['classes'][0]))
+
+
+def _first_filters(path):
+    "The weights that look at pixels: the one convolution with three input channels."
+    if not path.is_file():
+        return {}
+    from safetensors.numpy import load_file
+    found = [weight for weight in load_file(path).values() if weight.ndim == 4 and weight.shape[1] == 3]
+    return {'filters': found[0]} if found else {}
+
+# %% ../nbs/65_figures.ipynb #61e9171d
 def run_inputs(out, method: str, dataset: str, seeds: Sequence[int], shown: int | None = None) -> dict:
     """What the folders of a pipeline hold for the figures of one method on one data set.
 
@@ -1059,28 +1081,6 @@ def run_inputs(out, method: str, dataset: str, seeds: Sequence[int], shown: int 
     if not inputs['history'] and not {'scores', 'arrays', 'thumbnails', 'filters'} & set(inputs):
         raise MissingInputError(_nothing_there(out, method, dataset))
     return inputs
-
-
-def _nothing_there(out, method, dataset):
-    "Why there is no figure, and what to do."
-    if (out/'config.json').is_file():
-        return (f'{out} is the folder of one run, as the command line writes it: without embeddings and scores; pass the folder out/ of a '
-                'pipeline, or give the arrays of the run to the functions of this module')
-    return f'{out} holds nothing of {method} on {dataset}, neither in cluster, embed nor pretrain; run the pipeline first: dvc repro report'
-
-
-def _likely_head(arrays):
-    "The head of the first size with the lowest loss, where no stage has chosen one."
-    return best_head(arrays['classes'], arrays['head_loss'], int(arrays['classes'][0]))
-
-
-def _first_filters(path):
-    "The weights that look at pixels: the one convolution with three input channels."
-    if not path.is_file():
-        return {}
-    from safetensors.numpy import load_file
-    found = [weight for weight in load_file(path).values() if weight.ndim == 4 and weight.shape[1] == 3]
-    return {'filters': found[0]} if found else {}
 
 # %% ../nbs/65_figures.ipynb #093-ff90d776
 CAPTIONS = {

@@ -69,6 +69,16 @@ def _decoding(loader):
                       persistent_workers=loader.workers > 0, pin_memory=loader.target.type == 'cuda',
                       multiprocessing_context='spawn' if loader.workers else None)
 
+
+def _received(loader):
+    "Batches as the workers send them; an error among them ends the workers before it goes on its way."
+    try:
+        for index, views in map(value_or_raise, loader._decoded):
+            yield index, loader.views.normalise([view.to(loader.target, non_blocking=True) for view in views])
+    except SelfclassError:
+        del loader._decoded
+        raise
+
 # %% ../nbs/41_train.ipynb #c81a459e
 def _check_batch(images, batch_size):
     "Refuse a batch that the loss, the processes or the images cannot fill."
@@ -130,16 +140,7 @@ class ViewLoader:
     _decoded = cached_property(_decoding)
 
     def __iter__(self):
-        return (self[i] for i in range(len(self))) if self.pixels is not None else self._from_workers()
-
-    def _from_workers(self):
-        "Batches as the workers send them; an error among them ends the workers before it goes on its way."
-        try:
-            for index, views in map(value_or_raise, self._decoded):
-                yield index, self.views.normalise([view.to(self.target, non_blocking=True) for view in views])
-        except SelfclassError:
-            del self._decoded
-            raise
+        return (self[i] for i in range(len(self))) if self.pixels is not None else _received(self)
 
 # %% ../nbs/41_train.ipynb #013-d3ead8a6
 def fit(step, loader, optimizer, lr_at, epochs: int, on_epoch=lambda epoch, loss, lr: None, start: int = 0):
