@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'world_size', 'rank', 'sum_over_ranks', 'max_over_ranks', 'all_gather_rows', 'all_gather_batch',
-           'whole_group', 'data_parallel', 'share_batch_norm', 'process_group', 'first_on_machine', 'launch']
+           'gather_instances', 'whole_group', 'data_parallel', 'share_batch_norm', 'process_group', 'first_on_machine',
+           'launch']
 
 # %% ../nbs/01_dist.ipynb #002-b3611d6c
 import inspect, logging, os, re, shutil, signal, sys, tempfile
@@ -145,6 +146,24 @@ def all_gather_batch(x: torch.Tensor, group=None) -> torch.Tensor:
     Tensor (B * world_size, ...)
     """
     return all_gather_rows(x, group).unflatten(0, (world_size(group), -1)).transpose(0, 1).flatten(0, 1)
+
+# %% ../nbs/01_dist.ipynb #206b85a7
+def gather_instances(x: torch.Tensor) -> torch.Tensor:
+    """Rows of all processes in the order of the global batch, with the gradient that belongs to them.
+
+    Parameters
+    ----------
+    x : Tensor (B, ...)        the same B in each process
+
+    Returns
+    -------
+    Tensor (B * P, ...)        row i comes from process i % P, as in `all_gather_batch`; `x` itself when alone
+    """
+    if world_size() == 1:
+        return x
+    whole = x.new_zeros(len(x) * world_size(), *x.shape[1:])
+    whole[rank()::world_size()] = x
+    return sum_over_ranks(whole)
 
 # %% ../nbs/01_dist.ipynb #024-d68df981
 def whole_group():

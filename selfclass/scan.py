@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from .augment import MultiCrop
 from .core import check_arguments, nearest, save_arrays, save_json, seed_everything
 from .data import ImageSet
-from .dist import (all_gather_batch, data_parallel, pick_device, rank, share_batch_norm, sum_over_ranks, whole_group,
+from .dist import (all_gather_batch, data_parallel, gather_instances, pick_device, rank, share_batch_norm, sum_over_ranks, whole_group,
                             world_size)
 from .embed import borrowed, embed_images, uint8_batches
 from .errors import DataError, ParamsError
@@ -38,15 +38,6 @@ from .search import top_k
 from .train import Checkpoint, Derived, Record, Run, ViewLoader, _check_batch, _generator, fit, save_run
 
 # %% ../nbs/52_scan.ipynb #ff3eac35
-def _gathered(z: Tensor) -> Tensor:
-    "Rows of all processes in the order of the global batch, with gradient."
-    if world_size() == 1:
-        return z
-    whole = z.new_zeros((len(z) * world_size(), *z.shape[1:]))
-    whole[rank()::world_size()] = z
-    return sum_over_ranks(whole)
-
-
 def _batch_mean(values: Tensor) -> Tensor:
     "Mean over the rows of all processes, with gradient."
     return sum_over_ranks(values.mean(0)) / world_size()
@@ -67,7 +58,7 @@ def simclr_loss(views: Sequence[Tensor], temp: float = 0.1) -> Tensor:
     Source: Chen et al. (2020), eq. 1; the pretext of SCAN's code, which takes the first views only as anchors.
     """
     with torch.autocast(views[0].device.type, enabled=False):
-        everyone = torch.cat([_gathered(z.float()) for z in views])
+        everyone = torch.cat([gather_instances(z.float()) for z in views])
         n, place = len(everyone) // 2, torch.arange(len(everyone), device=everyone.device)
         own = torch.cat([place[rank():n:world_size()], place[n + rank()::world_size()]])
         logits = (everyone[own] @ everyone.T / temp).masked_fill(own[:, None] == place, -torch.inf)

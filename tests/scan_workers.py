@@ -2,9 +2,9 @@
 import torch
 import torch.nn.functional as F
 
-from selfclass.data import ImageSet
 from selfclass.dist import rank, world_size
 from selfclass.scan import MemoryBank, confident_labels, confident_loss, fit_scan, instance_loss, mine_neighbours, rotation_loss, scan_loss, simclr_loss
+from toy_pictures import stripes
 
 SGD = dict(name='sgd', lr=.03, momentum=.9)           # its steps do not turn rounding into signs, as Adam's do where a gradient is nearly zero
 GLYPHS = dict(preset='glyphs', n_global=2, n_local=0, global_size=8, rotation=5., shift=.05)
@@ -13,15 +13,6 @@ RECIPE = dict(model=dict(backbone='convnet', width=4, hidden=None, classes=(3, 3
               clustering=dict(epochs=4, optimizer=SGD), selflabel=dict(epochs=3, optimizer=SGD, threshold=.5, views=GLYPHS | dict(rotation=20.)),
               batch_size=16, device='cpu', seed=3)
 PRETEXTS = {'simclr': RECIPE['pretext'], 'nce': dict(task='nce', dim=8, negatives=20, epochs=3, optimizer=SGD), 'rotation': dict(task='rotation', epochs=3, optimizer=SGD)}
-
-
-def stripes(n=50):
-    "Pictures of 8 x 8 pixels with stripes of three directions and some noise."
-    g = torch.Generator().manual_seed(0)
-    y, x = torch.meshgrid(torch.arange(8.), torch.arange(8.), indexing='ij')
-    waves = torch.stack([torch.sin(1.5 * x), torch.sin(1.5 * y), torch.sin(1.1 * (x + y))])[torch.arange(n) % 3]
-    ink = (127 + 90 * waves + 20 * torch.randn(n, 8, 8, generator=g)).clamp(0, 255).to(torch.uint8)
-    return ImageSet('stripes', ink[:, None].expand(-1, 3, -1, -1).contiguous())
 
 
 def losses():

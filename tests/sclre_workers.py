@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from selfclass.data import ImageSet
-from selfclass.dist import rank, world_size
-from selfclass.sclre import CrossInstanceAttention, fit_crossentropy, fit_sclre, gather_instances, sclre_loss, target_anchors
+from selfclass.dist import gather_instances, rank, world_size
+from selfclass.sclre import CrossInstanceAttention, fit_crossentropy, fit_sclre, sclre_loss, target_anchors
 
 RECIPE = dict(model=dict(backbone='convnet', width=4, hidden=16, dim=8), views=dict(preset='glyphs', n_global=2, n_local=0, global_size=8),
               optimizer=dict(name='sgd', lr=.05, momentum=.9), schedule=dict(warmup_epochs=1.), epochs=3, batch_size=16, device='cpu', seed=3)

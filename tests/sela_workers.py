@@ -1,9 +1,9 @@
 """Functions that tests of SeLa start in several processes: a new process must be able to import them."""
 import torch
 
-from selfclass.data import ImageSet
 from selfclass.dist import rank, world_size
 from selfclass.sela import fit_sela, self_labels
+from toy_pictures import stripes
 
 RECIPE = dict(model=dict(backbone='convnet', width=4, hidden=None, classes=(3, 5)), views=dict(preset='glyphs', n_global=2, n_local=0, global_size=8),
               optimizer=dict(name='sgd', lr=.05, momentum=.9), schedule=dict(drops=[2]), updates=dict(number=6), epochs=3, batch_size=16, device='cpu', seed=3)
@@ -13,15 +13,6 @@ def rows(n=101, k=6, seed=0):
     "Log-probabilities (n, k), some labels likelier than others."
     g = torch.Generator().manual_seed(seed)
     return (torch.randn(n, k, generator=g, dtype=torch.float64) + torch.randn(k, generator=g, dtype=torch.float64)).log_softmax(1)
-
-
-def stripes(n=50):
-    "Pictures of 8 x 8 pixels with stripes of three directions and some noise."
-    g = torch.Generator().manual_seed(0)
-    y, x = torch.meshgrid(torch.arange(8.), torch.arange(8.), indexing='ij')
-    waves = torch.stack([torch.sin(1.5 * x), torch.sin(1.5 * y), torch.sin(1.1 * (x + y))])[torch.arange(n) % 3]
-    ink = (127 + 90 * waves + 20 * torch.randn(n, 8, 8, generator=g)).clamp(0, 255).to(torch.uint8)
-    return ImageSet('stripes', ink[:, None].expand(-1, 3, -1, -1).contiguous())
 
 
 def share_of_labels(rounding):
