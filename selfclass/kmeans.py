@@ -24,7 +24,7 @@ from .data import ImageSet
 from .dist import pick_device, rank
 from .embed import embed_images
 from .errors import DataError, MissingInputError, ParamsError
-from .hub import _existing, _read_safetensors, load_backbone
+from .hub import existing_file, read_safetensors, load_backbone
 from .model import ClusterNet
 from .search import PCA, KMeans, fit_kmeans, fit_pca
 from .train import Derived
@@ -314,8 +314,8 @@ def load_clusters(folder: str | Path) -> FeatureClusters:
     MissingInputError      one of the two files is missing
     DataError              a file is damaged, describes no clusters, or the two do not belong together
     """
-    config, weights = (_existing(Path(folder)/name, 'pass a folder written by save_clusters') for name in ('config.json', 'model.safetensors'))
-    tensors, metadata = _read_safetensors(weights)
+    config, weights = (existing_file(Path(folder)/name, 'pass a folder written by save_clusters') for name in ('config.json', 'model.safetensors'))
+    tensors, metadata = read_safetensors(weights)
     try:
         facts = load_json(config)
         described = dict(facts['clusters'])

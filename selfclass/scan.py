@@ -11,7 +11,7 @@ __all__ = ['PRETEXTS', 'simclr_loss', 'instance_loss', 'MemoryBank', 'rotated', 
            'scan_from', 'derive_scan']
 
 # %% ../nbs/52_scan.ipynb #f88bfa21
-import csv, math, time
+import csv, math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,10 +32,10 @@ from .embed import borrowed, embed_images, uint8_batches
 from .errors import DataError, ParamsError
 from .hub import load_pretrained
 from .lars import build_optimizer, warmup_cosine
-from .loss import _checked_prior, collapse_loss, column_logsumexp, prior_per_head
+from .loss import check_prior, collapse_loss, column_logsumexp, prior_per_head
 from .model import ClusterNet, Encoder
 from .search import top_k
-from .train import Checkpoint, Derived, Record, Run, ViewLoader, _check_batch, _generator, fit, save_run
+from .train import FRESH_EPOCH, Checkpoint, Derived, Record, Run, ViewLoader, check_batch, fit, save_run, seeded_generator
 
 # %% ../nbs/52_scan.ipynb #ff3eac35
 def _batch_mean(values: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class MemoryBank(nn.Module):
 
     def draw(self, n: int, count: int) -> Tensor:
         "Rows (n, count, D) of random images, for this process's n images of a batch."
-        everyone = torch.randint(len(self.z), (n * world_size(), count), generator=_generator(self.seed, self.draws))
+        everyone = torch.randint(len(self.z), (n * world_size(), count), generator=seeded_generator(self.seed, self.draws))
         self.draws += 1
         return self.z[everyone[rank()::world_size()].to(self.z.device)]
 
@@ -361,7 +361,7 @@ def scan_terms(anchors: Tensor, neighbours: Tensor, row_temp: float = 0.1, prior
     Source: Van Gansbeke et al. (2020), eq. 2; with a prior, its remark on known class distributions.
     """
     n_classes = anchors.shape[1]
-    log_prior = -math.log(n_classes) if prior is None else _checked_prior(prior, n_classes).log().to(anchors.device, torch.float32)
+    log_prior = -math.log(n_classes) if prior is None else check_prior(prior, n_classes).log().to(anchors.device, torch.float32)
     log_p, log_q = ((logits.float() / row_temp).log_softmax(1) for logits in (anchors, neighbours))
     log_m = column_logsumexp(log_p, whole_group())[0] - math.log(len(log_p) * world_size())
     return _batch_mean(-(log_p + log_q).logsumexp(1)), (log_m.exp() * (log_m - log_prior)).sum()
@@ -393,7 +393,7 @@ class _PartnerOrder:
 
     def __call__(self, epoch, i):
         if self.kept[0] != epoch:
-            columns = torch.randint(self.neighbours.shape[1], (len(self.neighbours),), generator=_generator(self.seed, epoch, 1))
+            columns = torch.randint(self.neighbours.shape[1], (len(self.neighbours),), generator=seeded_generator(self.seed, epoch, 1))
             self.kept = epoch, self.neighbours.gather(1, columns[:, None])[:, 0]
         return self.kept[1][self.order(epoch, i)]
 
@@ -418,9 +418,6 @@ class NeighbourLoader(ViewLoader):
         return index, [views[0], theirs[0]]
 
 # %% ../nbs/52_scan.ipynb #6e45d8e1
-_FRESH = 1_000_000           # epochs of a loader from here on belong to evaluation: training never sees their views
-
-
 @torch.no_grad()
 def scan_losses(net: ClusterNet, loader: NeighbourLoader, repeats: int = 4, row_temp: float = 0.1, prior=None) -> list[float]:
     """Loss of each head on fresh views of images and neighbours, with an entropy weight of 1.
@@ -442,7 +439,7 @@ def scan_losses(net: ClusterNet, loader: NeighbourLoader, repeats: int = 4, row_
     net.eval()
     terms, means = [], [[] for _ in net.classes]
     for repeat in range(repeats):
-        loader.set_epoch(_FRESH + repeat)
+        loader.set_epoch(FRESH_EPOCH + repeat)
         for _, views in loader:
             heads = net.classify(net.embed([view.to(device) for view in views]))
             terms.append([scan_terms(*head, row_temp)[0].item() for head in heads])
@@ -455,7 +452,7 @@ def scan_losses(net: ClusterNet, loader: NeighbourLoader, repeats: int = 4, row_
 
 def _divergence(m, prior):
     "Kullback-Leibler divergence of shares m (C,) from a prior, uniform if None."
-    wanted = torch.full_like(m, 1 / len(m)) if prior is None else _checked_prior(prior, len(m)).to(m.device)
+    wanted = torch.full_like(m, 1 / len(m)) if prior is None else check_prior(prior, len(m)).to(m.device)
     return (torch.xlogy(m, m) - m * wanted.log()).sum().item()
 
 # %% ../nbs/52_scan.ipynb #332ca7bd
@@ -798,11 +795,11 @@ class _Setting:
             on_epoch(epoch, mean, lr)
             checkpoint.save(epoch)
 
-        start, began = checkpoint.resume(), time.perf_counter()
+        start = checkpoint.resume()
         fit(step, loader, optimizer, lr_at, epochs, after, start)
         checkpoint.every = 1                                    # the end of a phase is always kept: the next one begins there
         checkpoint.save(epochs - 1)
-        return name, time.perf_counter() - began, (epochs - start) * len(loader) * loader.batch_size
+        return name, checkpoint.seconds, epochs * len(loader) * loader.batch_size
 
 # %% ../nbs/52_scan.ipynb #7d034be0
 class _Curve:
@@ -933,7 +930,7 @@ def _checked(images, classes, batch_size, neighbours, clustering, selflabel, los
     clustering = _checked_phase(_clustering, clustering, 'clustering')
     for prior, c in zip(prior_per_head(clustering.get('prior'), classes), classes):
         if prior is not None:
-            _checked_prior(prior, c)
+            check_prior(prior, c)
     selflabel = None if selflabel is None else _checked_phase(_selflabel, selflabel, 'selflabel')
     if selflabel and not 0 < selflabel.get('threshold', .99) < 1:
         raise ParamsError(f"selflabel.threshold should lie between 0 and 1, found {selflabel['threshold']}; 0.99 is usual")
@@ -941,7 +938,7 @@ def _checked(images, classes, batch_size, neighbours, clustering, selflabel, los
     if not row_temp > 0:
         raise ParamsError(f'loss.row_temp should be above 0, found {row_temp}; 0.1 is usual')
     for section in (clustering, selflabel or {}, *others):
-        _check_batch(images, section.get('batch_size') or batch_size)
+        check_batch(images, section.get('batch_size') or batch_size)
     return neighbours, clustering, selflabel, row_temp
 
 

@@ -8,7 +8,7 @@ __all__ = ['CrossInstanceAttention', 'anchor_energy', 'target_anchors', 'supercl
            'cross_entropy_step', 'fresh_cross_entropy', 'SuperclassRun', 'fit_sclre', 'fit_crossentropy']
 
 # %% ../nbs/54_sclre.ipynb #e4477cc2
-import math, time
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from .embed import borrowed, uint8_batches
 from .errors import DataError, MissingLabelsError, ParamsError
 from .lars import warmup_cosine
 from .model import ClusterNet
-from .train import Checkpoint, Record, Run, ViewLoader, fit, run_speed, start_training
+from .train import FRESH_EPOCH, Checkpoint, Record, Run, ViewLoader, fit, run_speed, start_training
 
 # %% ../nbs/54_sclre.ipynb #929a38e8
 def _taught(images):
@@ -380,9 +380,6 @@ def cross_entropy_step(net: ClusterNet, labels: Tensor, row_temp: float = 0.1):
     return step
 
 
-_FRESH = 1_000_000           # epochs of a loader from here on belong to evaluation
-
-
 @torch.no_grad()
 def fresh_cross_entropy(net: ClusterNet, loader: ViewLoader, labels: Tensor, row_temp: float = 0.1) -> float:
     """Cross-entropy on fresh views of the training images, in evaluation mode; rounded to 6 decimals, equal in all processes.
@@ -393,7 +390,7 @@ def fresh_cross_entropy(net: ClusterNet, loader: ViewLoader, labels: Tensor, row
     loader : ViewLoader     of the training images
     """
     device, losses = next(net.parameters()).device, []
-    loader.set_epoch(_FRESH)
+    loader.set_epoch(FRESH_EPOCH)
     with borrowed(net, device):
         for index, views in loader:
             logits = net.heads[0](torch.cat(net.embed([view.to(device) for view in views])))
@@ -440,10 +437,10 @@ def _train(net, loader, opt, step, held_out, look, collapse, row_temp, seed, sch
         record(epoch, mean, lr)
         checkpoint.save(epoch)
 
-    start, began = checkpoint.resume(), time.perf_counter()
+    start = checkpoint.resume()
     net.train()
     fit(step, loader, opt, lr_at, epochs, on_epoch, start)
-    speed, labels = run_speed(loader, epochs - start, time.perf_counter() - began), _taught(loader.images)[0]
+    speed, labels = run_speed(loader, epochs, checkpoint.seconds), _taught(loader.images)[0]
     net.eval()
     return SuperclassRun(net, record, loader, [fresh_cross_entropy(net, loader, labels, row_temp)], speed, checkpoint, _answers(net, record, loader, sets, seed, loader.workers))
 

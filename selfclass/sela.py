@@ -9,7 +9,7 @@ __all__ = ['label_shares', 'log_masses', 'Scaling', 'sinkhorn', 'assign_labels',
            'make_step', 'self_label_losses', 'SelaRun', 'fit_sela']
 
 # %% ../nbs/51_sela.ipynb #3e2b7e23
-import csv, math, time
+import csv, math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from .errors import DataError, ParamsError
 from .lars import warmup_cosine
 from .loss import prior_per_head
 from .model import ClusterNet
-from .train import Checkpoint, Record, Run, ViewLoader, class_usage, fit, run_speed, start_training
+from .train import FRESH_EPOCH, Checkpoint, Record, Run, ViewLoader, class_usage, fit, run_speed, start_training
 
 # %% ../nbs/51_sela.ipynb #356f5940
 def label_shares(n_labels: int, prior=None) -> Tensor:
@@ -676,9 +676,6 @@ def make_step(net: ClusterNet, labels: SelfLabels, **loss):
     return step
 
 # %% ../nbs/51_sela.ipynb #678577c7
-_FRESH = 1_000_000           # epochs of a loader from here on belong to evaluation
-
-
 @torch.no_grad()
 def self_label_losses(net: ClusterNet, loader: ViewLoader, labels: Tensor, repeats: int = 4, temp: float = 0.1) -> list[float]:
     """Loss of each head against its labels on fresh views of the training images.
@@ -698,7 +695,7 @@ def self_label_losses(net: ClusterNet, loader: ViewLoader, labels: Tensor, repea
     training, device, losses = net.training, next(net.parameters()).device, []
     net.eval()
     for repeat in range(repeats):
-        loader.set_epoch(_FRESH + repeat)
+        loader.set_epoch(FRESH_EPOCH + repeat)
         for index, views in loader:
             heads = net.classify(net.embed([view.to(device) for view in views]))
             losses.append(torch.stack([self_label_loss([head], y[None], temp) for head, y in zip(heads, labels[:, index].to(device))]))
@@ -792,9 +789,9 @@ def fit_sela(images: ImageSet, *, model: dict, views: dict, optimizer: dict, sch
         record(epoch, mean, lr)
         checkpoint.save(epoch)
 
-    start, began = checkpoint.resume(), time.perf_counter()
+    start = checkpoint.resume()
     net.train()
     fit(make_step(net, given, **loss), loader, opt, lr_at, epochs, on_epoch, start)
     given.next_step()                                                       # the renewal that is due when all is over
-    speed, losses = run_speed(loader, epochs - start, time.perf_counter() - began), self_label_losses(net.eval(), loader, given.labels, **temp)
+    speed, losses = run_speed(loader, epochs, checkpoint.seconds), self_label_losses(net.eval(), loader, given.labels, **temp)
     return SelaRun(net, record, loader, losses, speed, checkpoint, given.labels, given.diary)

@@ -6,7 +6,6 @@
 __all__ = ['NeighbourQueue', 'Trainee', 'make_step', 'head_losses', 'fit_selfclassifier']
 
 # %% ../nbs/50_selfclassifier.ipynb #002-423a4d89
-import time
 from functools import partial
 
 import numpy as np
@@ -21,7 +20,7 @@ from .lars import warmup_cosine
 from .loss import multi_head_loss, prior_per_head, uniform_prior_loss
 from .model import ClusterNet
 from .search import top_k
-from .train import Checkpoint, Record, Run, ViewLoader, fit, run_speed, start_training
+from .train import FRESH_EPOCH, Checkpoint, Record, Run, ViewLoader, fit, run_speed, start_training
 
 # %% ../nbs/50_selfclassifier.ipynb #005-4b290ef3
 class NeighbourQueue(nn.Module):
@@ -138,9 +137,6 @@ def make_step(net: ClusterNet, queue: NeighbourQueue | None = None, **loss):
     return step
 
 # %% ../nbs/50_selfclassifier.ipynb #016-926717e3
-_FRESH = 1_000_000           # epochs of a loader from here on belong to evaluation: training never sees their views
-
-
 @torch.no_grad()
 def head_losses(net: ClusterNet, loader: ViewLoader, repeats: int = 4, prior=None, **loss) -> list[float]:
     """Loss of each head on fresh views of the training images.
@@ -160,7 +156,7 @@ def head_losses(net: ClusterNet, loader: ViewLoader, repeats: int = 4, prior=Non
     training, device, losses = net.training, next(net.parameters()).device, []
     net.eval()
     for repeat in range(repeats):
-        loader.set_epoch(_FRESH + repeat)
+        loader.set_epoch(FRESH_EPOCH + repeat)
         for _, views in loader:
             heads = net.classify(net.embed([view.to(device) for view in views]))
             losses.append([uniform_prior_loss(head, prior=w, group=whole_group(), **loss).item() for head, w in zip(heads, prior_per_head(prior, net.classes))])
@@ -225,7 +221,7 @@ def fit_selfclassifier(images: ImageSet, *, model: dict, views: dict, optimizer:
         record(epoch, mean, lr)
         checkpoint.save(epoch)
 
-    start, began = checkpoint.resume(), time.perf_counter()
+    start = checkpoint.resume()
     fit(make_step(net.train(), buffer, **loss), loader, opt, lr_at, epochs, on_epoch, start)
-    seconds = time.perf_counter() - began
-    return Run(net.eval(), record, loader, head_losses(net, loader, **loss), run_speed(loader, epochs - start, seconds), checkpoint)
+    speed = run_speed(loader, epochs, checkpoint.seconds)
+    return Run(net.eval(), record, loader, head_losses(net, loader, **loss), speed, checkpoint)

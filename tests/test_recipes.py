@@ -10,8 +10,11 @@ from selfclass.kmeans import derive_kmeans
 from selfclass.lars import build_optimizer, warmup_cosine
 from selfclass.model import ClusterNet
 from selfclass.probe import knn_probe, linear_probe
+from selfclass.scan import fit_scan
+from selfclass.sclre import fit_crossentropy, fit_sclre
 from selfclass.sela import collect_embeddings, fit_sela, step_rate, update_steps
 from selfclass.selfclassifier import NeighbourQueue, fit_selfclassifier, make_step
+from selfclass.taxonomy import superclasses, with_superclasses
 from selfclass.transfer import _checked_protocols, crop_views
 
 
@@ -20,7 +23,8 @@ def recipes_of(method):
     return [file for file in sorted((ROOT/'conf').glob('*.yaml')) if method in read_yaml(file)['methods']]
 
 
-RECIPES, SELA = recipes_of('selfclassifier'), recipes_of('sela')
+RECIPES, SELA, SCAN, SCLRE = map(recipes_of, ('selfclassifier', 'sela', 'scan', 'sclre'))          # the digits have one entry of each under other names
+EVERY = sorted((ROOT/'conf').glob('*.yaml'))
 
 
 @pytest.mark.parametrize('file', RECIPES, ids=lambda f: f.stem)
@@ -153,12 +157,14 @@ def test_sela_on_small_images_holds_the_numbers_of_the_code(name, epochs):
     assert recipe['views']['global_scale'] == [.2, 1.] and list(params['datasets']) == [name] and params['knn']['k'] == 10
 
 
-@pytest.mark.parametrize('file', RECIPES, ids=lambda f: f.stem)
+@pytest.mark.parametrize('file', EVERY, ids=lambda f: f.stem)
 def test_every_entry_fits_its_function(file):
     "All methods of a params file, and all that start from a run: keys, types, and the sections of the phases of SCAN."
     from selfclass import scan
     from selfclass.train import method_function
     params = read_yaml(file)
+    for name, entry in params['datasets'].items():
+        check_arguments(load_splits, entry | params['data'], f'datasets.{name}')
     for section in ('methods', 'derive'):
         for name, entry in params[section].items():
             numbers = {key: value for key, value in entry.items() if key not in ('module', 'fit', 'from')}
@@ -171,14 +177,50 @@ def test_every_entry_fits_its_function(file):
                 if 'pretext' in entry: scan._checked_pretext(entry['pretext'])
 
 
-@pytest.mark.parametrize('name', ['scan', 'sclre'])
-def test_entries_of_siblings_fit_their_functions(name):
-    "conf/siblings: entries for the sets of the papers, one params file for each set or one for all."
-    from selfclass.train import method_function
-    found = read_yaml(ROOT/'conf'/'siblings'/f'{name}.yaml')
-    entries = [(section, *item) for params in ([found] if 'methods' in found else found.values()) for section in ('methods', 'derive') for item in params.get(section, {}).items()]
-    assert len(entries) == 6
-    for section, method, entry in entries:
-        numbers = {key: value for key, value in entry.items() if key not in ('module', 'fit', 'from')}
-        supplied = ('train', 'test', 'source', 'folder') if section == 'derive' else ('images', 'batch_size', 'device', 'workers', 'predict_every', 'checkpoint_every')
-        check_arguments(method_function(method, entry, section), numbers, f'{section}.{method}', supplied=supplied)
+def made_up(n, size, **rest):
+    "Noise in the place of pictures."
+    return ImageSet('made up', torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), **rest)
+
+
+@pytest.mark.parametrize('file', [file for file in SCAN if file.stem != 'digits'], ids=lambda f: f.stem)
+def test_scan_recipe_trains(file):
+    "Network, views and every number of the recipe, one step of each phase; the threshold alone is one that noise passes."
+    params = read_yaml(file)
+    entry = {name: value for name, value in params['methods']['scan'].items() if name != 'module'}
+    short = {phase: entry[phase] | dict(epochs=1, batch_size=4) for phase in ('pretext', 'clustering', 'selflabel')}
+    short['selflabel']['threshold'] = .01
+    narrow = entry | short | dict(neighbours=entry['neighbours'] | dict(k=2), batch_size=4, device='cpu')
+    run = fit_scan(made_up(2*max(entry['model']['classes']), entry['views']['global_size']), **narrow)
+    assert np.isfinite(run.head_loss).all() and run.net.classes == tuple(entry['model']['classes'])
+    assert run.loader.views.options['global_size'] == entry['views']['global_size']
+
+
+@pytest.mark.parametrize('name, epochs, batch, entropy', [('cifar10', 50, 128, 5.), ('cifar100-20', 100, 512, 5.), ('stl10', 100, 128, 5.)])
+def test_scan_on_small_images_holds_the_numbers_of_the_code(name, epochs, batch, entropy):
+    params = read_yaml(ROOT/'conf'/f'scan-{name}.yaml')
+    entry = params['methods']['scan']
+    assert (entry['clustering']['epochs'], entry['clustering']['batch_size'], entry['clustering']['entropy_weight']) == (epochs, batch, entropy)
+    assert (entry['pretext']['epochs'], entry['pretext']['temp'], entry['neighbours']['k'], entry['selflabel']['threshold']) == (500, .1, 20, .99)
+    assert list(params['datasets']) == [name] and params['report']['method'] == 'scan' and params['derive']['kmeans']['from'] == 'out/embed/scan'
+
+
+@pytest.mark.parametrize('n', [50, 100, 200])
+def test_scan_on_imagenet_holds_the_numbers_of_the_code(n):
+    entry = read_yaml(ROOT/'conf'/f'scan-imagenet-{n}.yaml')['derive']['scan']
+    assert entry['classes'] == [n]*10 and entry['neighbours'] == dict(k=50, features='backbone') and entry['batch_size'] == (512 if n == 50 else 1024)
+    assert (entry['clustering']['entropy_weight'], entry['clustering']['optimizer']['lr'], entry['selflabel']['epochs']) == (5., 5., 25)
+
+
+@pytest.mark.parametrize('method', ['sclre', 'crossentropy'])
+@pytest.mark.parametrize('file', SCLRE, ids=lambda f: f.stem)
+def test_sclre_recipe_trains(file, method):
+    "Network, views, superclasses and every number of the recipe on images of all hundred classes, one epoch of two steps."
+    params = read_yaml(file)
+    entry = {name: value for name, value in params['methods'][method].items() if name not in ('module', 'fit')}
+    fine = superclasses(entry['superclasses']).leaf_names
+    images = with_superclasses(made_up(100, 32, labels=np.arange(100), class_names=fine), entry['superclasses'])
+    small = entry | dict(model=entry['model'] | dict(backbone='resnet18'), epochs=1, batch_size=50, device='cpu', **({'attention': entry['attention'] | dict(reference=7)} if method == 'sclre' else {}))
+    small['views'] = entry['views'] | dict(global_size=32)
+    run = (fit_sclre if method == 'sclre' else fit_crossentropy)(images, **small)
+    assert run.net.classes == (int(file.stem.rsplit('-', 1)[1]),) and np.isfinite(run.head_loss).all()
+    assert (entry['epochs'], entry['optimizer']['lr'], params['pretrain']['batch_size'], entry['views']['global_size']) == (200, .001, 64, 64)
