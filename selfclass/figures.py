@@ -1226,6 +1226,11 @@ def _method_looks(names):
     return {name: look | {'ls': _DASHES[i % len(_DASHES)]} for i, (name, look) in enumerate(zip(names, _looks(len(names))))}
 
 
+def _looks_of(methods):
+    "Looks of all methods on one data set; those that are taught superclasses come last, as they have a panel of their own and colours may run out."
+    return _method_looks([runs.method for runs in sorted(methods, key=lambda runs: runs.measure == 'superclass_acc')])
+
+
 def _apart(wanted, gap, low, high):
     "Places as near to the wanted ones as their least distance and the ends allow."
     order = np.argsort(wanted, kind='stable')
@@ -1415,7 +1420,7 @@ def method_figures(methods: Sequence) -> list:
     -------
     list of (name, Figure, caption)     those for which there are numbers
     """
-    ran, looks, figures = [runs for runs in methods if runs.scores], _method_looks([runs.method for runs in methods]), []
+    ran, looks, figures = [runs for runs in methods if runs.scores], _looks_of(methods), []
     scores = {runs.method: {seed: {key: run.get(key) for column, key in _MEASURES.items() if not _why_not(runs, column)} for seed, run in runs.scores.items()} for runs in ran}
     if any(value is not None for runs in scores.values() for run in runs.values() for value in run.values()):
         figures.append(('measures', measures_figure(scores, {key: column for column, key in _MEASURES.items()}),
@@ -1483,4 +1488,4 @@ def timed_figure(methods: Sequence) -> tuple | None:
     caption = 'Accuracy on held-out images against seconds of training per seed on this machine; small marks are seeds. Times differ from run to run.'
     caption += f" With the time of what it starts from: {', '.join(built)}." if built else ''
     caption += f" Many to one: {', '.join(many)}." if many else ''
-    return points_figure(points, 'seconds per seed', 'accuracy', _method_looks([runs.method for runs in methods]), log=True), caption
+    return points_figure(points, 'seconds per seed', 'accuracy', _looks_of(methods), log=True), caption

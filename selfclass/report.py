@@ -809,7 +809,8 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 58rem; color: var(-
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem } h2 { font-size: 1.2rem; margin: 2.8rem 0 .8rem }
 .soft, figcaption, small, dt, caption { color: var(--soft) }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem;
+  position: relative; left: 50%; translate: -50% 0; width: max-content; min-width: 100%; max-width: calc(100vw - 2.5rem) }
 :focus-visible { outline: 2px solid #4493f8 }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; overflow-wrap: normal }
 th, td { padding: .5rem .8rem; text-align: right; white-space: nowrap } tbody tr { border-top: 1px solid var(--line) }
@@ -2222,7 +2223,7 @@ def time_said(methods: Sequence) -> list:
 # %% ../nbs/64_report.ipynb #1e70d5d7
 _METHODS_CSS = """
 .methods table { font-size: .88rem } .methods th, .methods td { padding: .3rem .55rem; vertical-align: top }
-.methods thead th { white-space: normal; vertical-align: bottom } .methods tbody th { max-width: 9rem; white-space: normal }
+.methods thead th { white-space: normal; vertical-align: bottom }
 .methods td:nth-child(-n+4) { text-align: left; white-space: normal; min-width: 4.5rem }
 """
 
