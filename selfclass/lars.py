@@ -228,8 +228,8 @@ def build_optimizer(params, name: str = 'lars', **kwargs) -> torch.optim.Optimiz
     Parameters
     ----------
     params : iterable of Tensor or of dict   as for any optimiser of torch
-    name : str                               'lars', 'adamw' or 'sgd'
-    **kwargs                                 arguments of `LARS` or of torch's `AdamW` or `SGD`; `lr` is required
+    name : str                               'lars', 'adamw', 'adam' or 'sgd'
+    **kwargs                                 arguments of `LARS` or of torch's `AdamW`, `Adam` or `SGD`; `lr` is required
 
     Returns
     -------
@@ -239,7 +239,7 @@ def build_optimizer(params, name: str = 'lars', **kwargs) -> torch.optim.Optimiz
     ------
     ParamsError                              unknown name or key, wrong type, number out of range, no `lr`
     """
-    known = {'lars': LARS, 'adamw': torch.optim.AdamW, 'sgd': torch.optim.SGD}
+    known = {'lars': LARS, 'adamw': torch.optim.AdamW, 'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}
     if name not in known:
         raise ParamsError(f"optimizer '{name}' is unknown; {nearest(name, known)}")
     if 'lr' not in kwargs:

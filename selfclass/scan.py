@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PRETEXTS', 'simclr_loss', 'instance_loss', 'MemoryBank', 'rotated', 'rotation_loss', 'SimCLR', 'RotNet',
            'InstanceDiscrimination', 'pretext_task', 'look_at', 'mine_neighbours', 'neighbour_accuracy', 'scan_terms',
-           'scan_loss', 'NeighbourLoader', 'scan_losses', 'best_heads', 'keep_heads', 'confident_labels',
-           'confident_loss', 'ConfidenceLog', 'image_confidence', 'check_threshold', 'PlainAndStrong', 'Trainee',
-           'pretext_step', 'clustering_step', 'selflabel_step', 'prototypes', 'least_confident', 'ScanRun', 'fit_scan',
-           'scan_from', 'derive_scan']
+           'scan_loss', 'constant_loss', 'NeighbourLoader', 'scan_losses', 'best_heads', 'keep_heads',
+           'confident_labels', 'confident_loss', 'ConfidenceLog', 'image_confidence', 'check_threshold',
+           'PlainAndStrong', 'pretext_step', 'clustering_step', 'selflabel_step', 'prototypes', 'least_confident',
+           'ScanRun', 'fit_scan', 'scan_from', 'derive_scan']
 
 # %% ../nbs/52_scan.ipynb #f88bfa21
 import csv, math
@@ -30,12 +30,12 @@ from .dist import (all_gather_batch, data_parallel, gather_instances, pick_devic
                             world_size)
 from .embed import borrowed, embed_images, uint8_batches
 from .errors import DataError, ParamsError
-from .hub import load_pretrained
+from .hub import load_pretrained, save_pretrained
 from .lars import build_optimizer, warmup_cosine
-from .loss import check_prior, collapse_loss, column_logsumexp, prior_per_head
+from .loss import check_prior, column_logsumexp, prior_per_head
 from .model import ClusterNet, Encoder
 from .search import top_k
-from .train import FRESH_EPOCH, Checkpoint, Derived, Record, Run, ViewLoader, check_batch, fit, save_run, seeded_generator
+from .train import FRESH_EPOCH, Checkpoint, Classified, Derived, Record, Run, ViewLoader, check_batch, fit, save_run, seeded_generator
 
 # %% ../nbs/52_scan.ipynb #ff3eac35
 def _batch_mean(values: Tensor) -> Tensor:
@@ -140,7 +140,18 @@ class MemoryBank(nn.Module):
 
 # %% ../nbs/52_scan.ipynb #debc1069
 def rotated(images: Tensor) -> Tensor:
-    "Images (B, C, h, h) turned by 0, 90, 180 and 270 degrees, below each other: (4B, C, h, h)."
+    """Images in four positions.
+
+    Parameters
+    ----------
+    images : Tensor (B, C, h, h)
+
+    Returns
+    -------
+    Tensor (4B, C, h, h)         turned by 0, 90, 180 and 270 degrees, below each other
+
+    Source: Gidaris et al. (2018), the RotNet of Van Gansbeke et al. (2020), Table 2.
+    """
     return torch.cat([images.rot90(turns, (2, 3)) for turns in range(4)])
 
 
@@ -167,7 +178,19 @@ def _encoder(model, hidden, dim, batch_norm):
 
 
 class SimCLR(nn.Module):
-    "Two views recognise each other. Parameters: model (arguments of ClusterNet); hidden, dim, batch_norm of the MLP; temp of `simclr_loss`."
+    """Pretext task: two views recognise each other among the views of a batch.
+
+    Parameters
+    ----------
+    model : dict                     arguments of `ClusterNet`
+    n_images, seed : int             not used; all tasks are called alike
+    hidden, dim, batch_norm          of the MLP behind the backbone
+    temp : float                     of `simclr_loss`
+
+    Called with index (B,) and two views (B, 3, h, w) it returns the loss, a Tensor ().
+
+    Source: Chen et al. (2020); Van Gansbeke et al. (2020), section 3.1.
+    """
     n_views = 2
 
     def __init__(self, model: dict, n_images: int, seed: int = 0, hidden: int | tuple[int, ...] | None = 512, dim: int = 128,
@@ -180,7 +203,17 @@ class SimCLR(nn.Module):
 
 
 class RotNet(nn.Module):
-    "One view in four positions. Parameters: model."
+    """Pretext task: which way up is a picture.
+
+    Parameters
+    ----------
+    model : dict             arguments of `ClusterNet`
+    n_images, seed : int     not used; all tasks are called alike
+
+    Called with index (B,) and one view (B, 3, h, h) it returns the loss, a Tensor ().
+
+    Source: Gidaris et al. (2018); Van Gansbeke et al. (2020), Table 2.
+    """
     n_views = 1
 
     def __init__(self, model: dict, n_images: int, seed: int = 0):
@@ -193,7 +226,25 @@ class RotNet(nn.Module):
 
 # %% ../nbs/52_scan.ipynb #58c67d08
 class InstanceDiscrimination(nn.Module):
-    "Each image is a class. Parameters: model; hidden, dim, batch_norm of the MLP; temp of `instance_loss`; negatives, images drawn; momentum of the `MemoryBank`."
+    """Pretext task: each image is a class of its own, told from others that are drawn from a memory bank.
+
+    Parameters
+    ----------
+    model : dict                arguments of `ClusterNet`
+    n_images, seed : int        of the `MemoryBank`
+    hidden, dim, batch_norm     of the MLP behind the backbone
+    temp : float                of `instance_loss`
+    negatives : int             images drawn for each of a batch, at least 1
+    momentum : float            of the bank, from 0 to below 1
+
+    Called with index (B,) and one view (B, 3, h, w) it returns the loss, a Tensor ().
+
+    Raises
+    ------
+    ParamsError                 negatives or momentum out of range
+
+    Source: Wu et al. (2018); Van Gansbeke et al. (2020), section 3.1.
+    """
     n_views = 1
 
     def __init__(self, model: dict, n_images: int, seed: int = 0, hidden: int | tuple[int, ...] | None = (), dim: int = 128,
@@ -384,6 +435,24 @@ def scan_loss(anchors: Tensor, neighbours: Tensor, entropy_weight: float = 5., r
     consistency, divergence = scan_terms(anchors, neighbours, row_temp, prior)
     return consistency + entropy_weight * divergence
 
+# %% ../nbs/52_scan.ipynb #ced2c763
+def constant_loss(classes: Sequence[int], prior=None) -> float:
+    """Loss of the clustering step when every image gets the prior for an answer.
+
+    Parameters
+    ----------
+    classes : sequence of int (H,)     of each head
+    prior                              as for `prior_per_head`
+
+    Returns
+    -------
+    float                              mean over heads, nats
+
+    Source: Van Gansbeke et al. (2020), eq. 2 at the prior.
+    """
+    shares = [torch.full((c,), 1 / c, dtype=torch.float64) if w is None else check_prior(w, c) for c, w in zip(classes, prior_per_head(prior, classes))]
+    return float(np.mean([-(w @ w).log().item() for w in shares]))
+
 # %% ../nbs/52_scan.ipynb #33e76ee2
 class _PartnerOrder:
     "Positions of the partners of the images of a batch, a function of seed, epoch and number of the batch."
@@ -457,12 +526,34 @@ def _divergence(m, prior):
 
 # %% ../nbs/52_scan.ipynb #332ca7bd
 def best_heads(classes: Sequence[int], losses: Sequence[float]) -> list[int]:
-    "Of the heads of each size the one with the lowest loss: positions, ascending."
+    """Of the heads of each size the one with the lowest loss.
+
+    Parameters
+    ----------
+    classes : sequence of int (H,)      size of each head
+    losses : sequence of float (H,)     of `scan_losses`
+
+    Returns
+    -------
+    list of int                         positions, ascending
+
+    Source: Van Gansbeke et al. (2020), section 3.1.
+    """
     return sorted(min((h for h, c in enumerate(classes) if c == size), key=lambda h: losses[h]) for size in set(classes))
 
 
 def keep_heads(net: ClusterNet, heads: Sequence[int]) -> ClusterNet:
-    "The network with these of its heads only; changed in place."
+    """The network with some of its heads only.
+
+    Parameters
+    ----------
+    net : ClusterNet            changed in place
+    heads : sequence of int     positions of those that stay
+
+    Returns
+    -------
+    ClusterNet                  the same
+    """
     return _with_heads(net, [net.heads[h] for h in heads])
 
 
@@ -604,24 +695,22 @@ class PlainAndStrong(ViewLoader):
         return index, [self.plain(pictures), views[0]]
 
 # %% ../nbs/52_scan.ipynb #5c8e8e4e
-class Trainee(nn.Module):
-    "What is trained, as one module: views (B, 3, h, w) -> `heads[h][v]`, logits (B, C_h)."
-
-    def __init__(self, net: ClusterNet):
-        super().__init__()
-        self.net = net
-
-    def forward(self, views):
-        return self.net.classify(self.net.embed(views))
-
-
 def _half_precision(device):
     "bfloat16 on a GPU, as it is elsewhere."
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda')
 
 
 def pretext_step(task: nn.Module):
-    "The step of a pretext task: batch -> loss of the batch of all processes."
+    """The function that training repeats for a pretext task.
+
+    Parameters
+    ----------
+    task : nn.Module     `SimCLR`, `RotNet`, `InstanceDiscrimination`: (index, views) -> loss
+
+    Returns
+    -------
+    callable             batch -> loss, a Tensor (), of the batch of all processes
+    """
     device, trained = next(task.parameters()).device, data_parallel(task)
 
     def step(batch):
@@ -645,7 +734,7 @@ def clustering_step(net: ClusterNet, prior=None, **loss):
     -------
     callable         batch of a `NeighbourLoader` -> mean over heads of the loss of the batch of all processes
     """
-    device, classified, priors = next(net.parameters()).device, data_parallel(Trainee(net)), prior_per_head(prior, net.classes)
+    device, classified, priors = next(net.parameters()).device, data_parallel(Classified(net)), prior_per_head(prior, net.classes)
 
     def step(batch):
         views = [view.to(device, non_blocking=True) for view in batch[1]]
@@ -670,7 +759,7 @@ def selflabel_step(net: ClusterNet, log: ConfidenceLog, threshold: float = 0.99,
     -------
     callable                 batch of a `PlainAndStrong` -> mean over heads of the loss; without any confident image 0, which moves nothing
     """
-    device, classified = next(net.parameters()).device, data_parallel(Trainee(net))
+    device, classified = next(net.parameters()).device, data_parallel(Classified(net))
 
     def step(batch):
         weak, strong = (view.to(device, non_blocking=True) for view in batch[1])
@@ -863,10 +952,23 @@ def _train_clusters(setting, net, loader, record, section, row_temp):
     return heads, cost
 
 
+def _check_confident(setting, net, row_temp, threshold):
+    "`check_threshold`, which keeps the network so far: two phases of training are not lost to one number."
+    try:
+        check_threshold(image_confidence(net, setting.images, setting.crop.plain, row_temp, setting.workers)[0], threshold)
+    except ParamsError as error:
+        if setting.checkpoints is None:
+            raise
+        kept = Path(setting.checkpoints)/'clustered'
+        if not rank():
+            save_pretrained(net, kept)
+        raise ParamsError(f'{error}. The clustered network is kept in {kept} (load_pretrained)') from None
+
+
 def _train_labels(setting, net, record, section, row_temp, first):
     "Self-label. Cluster ids before, counts of confident images, and the cost."
     threshold, log = section.get('threshold', .99), ConfidenceLog(len(net.classes))
-    check_threshold(image_confidence(net, setting.images, setting.crop.plain, row_temp, setting.workers)[0], threshold)
+    _check_confident(setting, net, row_temp, threshold)
     before = {name: record.assign(images) for name, images in record.watched.items()}
     loader = setting.loader(PlainAndStrong, 3, 1, section, plain=setting.crop.plain)
 
@@ -959,7 +1061,7 @@ def _finish(setting, net, table, clustering, selflabel, row_temp, predict_every,
     costs, before, log = [*costs, cost], {}, ConfidenceLog(len(net.classes))
     priors = prior_per_head(prior, heads['classes'])
     kept_prior = [priors[h] for h in heads['kept']]
-    record.collapse = collapse_loss(net.classes, kept_prior)
+    record.collapse = constant_loss(net.classes, kept_prior)
     if selflabel:
         before, log, cost = _train_labels(setting, net, record, selflabel, row_temp, clustering['epochs'])
         costs.append(cost)
@@ -1086,6 +1188,7 @@ def derive_scan(train: ImageSet, test: ImageSet, source: Path | None, folder: Pa
                     held_out=test, **sections)
     plain, row_temp = run.loader.views.plain, loss.get('row_temp', .1)
     splits = {name: embed_images(run.net, images, plain, device=device, workers=workers, row_temp=row_temp) for name, images in (('train', train), ('test', test))}
+    run.checkpoint = Checkpoint(None)                           # the stage ends it, once what it stands for is written
     if not rank():
         save_run(run, folder, seed=seed, recipe={'views': run.loader.views.config, 'loss': loss, 'clustering': clustering} | sections)
     return Derived(splits, run.net.classes, np.array(run.head_loss))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['label_shares', 'log_masses', 'Scaling', 'sinkhorn', 'assign_labels', 'balanced_sizes', 'round_balanced',
            'self_labels', 'self_label_loss', 'update_steps', 'step_rate', 'EveryImage', 'collect_embeddings',
-           'HeadRows', 'first_labels', 'SelfLabels', 'check_labels', 'save_labels', 'read_labels', 'Trainee',
-           'make_step', 'self_label_losses', 'SelaRun', 'fit_sela']
+           'HeadRows', 'first_labels', 'SelfLabels', 'check_labels', 'save_labels', 'read_labels', 'make_step',
+           'self_label_losses', 'SelaRun', 'fit_sela']
 
 # %% ../nbs/51_sela.ipynb #3e2b7e23
 import csv, math
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .core import check_arguments, require, root
 from .data import ImageSet
@@ -28,7 +28,7 @@ from .errors import DataError, ParamsError
 from .lars import warmup_cosine
 from .loss import prior_per_head
 from .model import ClusterNet
-from .train import FRESH_EPOCH, Checkpoint, Record, Run, ViewLoader, class_usage, fit, run_speed, start_training
+from .train import FRESH_EPOCH, Checkpoint, Record, Run, ViewLoader, Classified, class_usage, fit, run_speed, start_training
 
 # %% ../nbs/51_sela.ipynb #356f5940
 def label_shares(n_labels: int, prior=None) -> Tensor:
@@ -281,8 +281,11 @@ def self_labels(rows, index: Tensor | None = None, lam: float = 25., prior=None,
     Source: Asano et al. (2020), section 3.1 step 2.
     """
     n, index = _n_images(rows), torch.arange(rows.shape[0]) if index is None else index
+    if rows.shape[0] <= (chunk or 2**22 // rows.shape[1]):
+        rows = rows[:]                                                      # a single block: computed once, not in every step
     scaling = sinkhorn(rows, lam, prior, start, tol, max_iter, dtype, chunk)
-    labels = _together(assign_labels(rows, scaling.log_scale, lam, chunk), index, n)
+    exact = scaling.log_scale.double() if rounding == 'balanced' else scaling.log_scale          # sizes are evened out from labels that are best to the last digit
+    labels = _together(assign_labels(rows, exact, lam, chunk), index, n)
     if rounding == 'balanced':
         scores = _together(torch.cat(list(_blocks(rows, chunk, torch.float64, scaling.log_scale.device))), index, n).numpy()
         sizes = balanced_sizes(np.bincount(labels, minlength=rows.shape[1]), prior)
@@ -319,7 +322,7 @@ def update_steps(n_steps: int, number: int = 100, power: float = 2., first: Lite
     Parameters
     ----------
     n_steps : int     length of the training; a renewal at `n_steps` is after its end
-    number : int      M, renewals wanted; 0 = labels stay what they are
+    number : int      M, the last of them at the end; 0 = labels stay what they are. With `first` = 1 there are M - 1
     power : float     2 in the paper; 1 = evenly
     first : int       number of the first, 0 (official code) or 1 (paper)
 
@@ -329,12 +332,14 @@ def update_steps(n_steps: int, number: int = 100, power: float = 2., first: Lite
 
     Raises
     ------
-    ParamsError       a negative number, or a power that is not positive
+    ParamsError       a negative number, a power that is not positive, or a single renewal that `first` leaves out
 
     Source: Asano et al. (2020), appendix A.1.
     """
     if number < 0 or not power > 0:
         raise ParamsError(f'updates.number should be 0 or more and power above 0, found {number} and {power}; mend them')
+    if first >= number > 0:
+        raise ParamsError(f'updates.number {number} with first {first} renews no labels; ask for {first + 1} or more, or for 0 to keep the labels that are given')
     shares = [i / max(1, number - 1) for i in range(first, number)]
     return sorted({math.floor(n_steps * share ** power) for share in shares})
 
@@ -639,17 +644,6 @@ def read_labels(path, n: int, classes) -> Tensor:
     return check_labels(torch.from_numpy(table[:, 1:].T.copy()), n, classes)
 
 # %% ../nbs/51_sela.ipynb #6e150800
-class Trainee(nn.Module):
-    "What is trained, as one module: V views (B, 3, h, w) -> `heads[h][v]`, logits (B, C_h)."
-
-    def __init__(self, net: ClusterNet):
-        super().__init__()
-        self.net = net
-
-    def forward(self, views):
-        return self.net.classify(self.net.embed(views))
-
-
 def make_step(net: ClusterNet, labels: SelfLabels, **loss):
     """The function that training repeats.
 
@@ -663,7 +657,7 @@ def make_step(net: ClusterNet, labels: SelfLabels, **loss):
     -------
     callable                 (index, views) -> scalar loss of the batch of all processes
     """
-    device, classified = next(net.parameters()).device, data_parallel(Trainee(net))
+    device, classified = next(net.parameters()).device, data_parallel(Classified(net))
 
     def step(batch):
         labels.next_step()
@@ -720,9 +714,9 @@ class SelaRun(Run):
         "Write labels.csv, a line for each image (`save_labels`), and renewals.csv, a line for each renewal and head."
         save_labels(self.labels, folder/'labels.csv')
         with (folder/'renewals.csv').open('w', encoding='utf-8', newline='') as file:
-            table = csv.DictWriter(file, fieldnames=list(self.diary[0]), lineterminator='\n')
+            table = csv.DictWriter(file, fieldnames=['step', 'head', 'entropy', 'changed', 'n_iter', 'error'], lineterminator='\n')
             table.writeheader()
-            table.writerows(self.diary)
+            table.writerows({name: round(value, 6) for name, value in line.items()} for line in self.diary)
 
 
 def _given_labels(labels, n, classes, prior, seed):

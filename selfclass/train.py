@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FRESH_EPOCH', 'seeded_generator', 'check_batch', 'ViewLoader', 'fit', 'Checkpoint', 'checkpoint_folder',
-           'class_usage', 'Record', 'diagnosis', 'Run', 'save_run', 'sample_views', 'start_training', 'run_speed',
-           'method_function', 'train_and_save', 'run_source', 'Derived', 'derive_and_save']
+           'class_usage', 'Record', 'diagnosis', 'Run', 'save_run', 'sample_views', 'Classified', 'start_training',
+           'run_speed', 'method_function', 'train_and_save', 'run_source', 'Derived', 'derive_and_save']
 
 # %% ../nbs/41_train.ipynb #002-e324f2f8
 import csv, hashlib, json, math, shutil, time
@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .augment import MultiCrop
-from .core import check_arguments, nearest, progress, root, save_arrays, save_json, seed_everything
+from .core import check_arguments, load_json, nearest, progress, root, save_arrays, save_json, seed_everything
 from .data import ImageSet
 from .dist import all_gather_batch, max_over_ranks, pick_device, rank, share_batch_norm, world_size
 from .embed import ErrorsAsValues, assign_images, save_embeddings, value_or_raise
@@ -485,6 +485,24 @@ def sample_views(loader: ViewLoader, path, n: int = 8) -> Path:
     images = loader.images.thumbnails([int(i) for i in index[:n]], views[0].shape[-1])
     return save_arrays(path, images=images, n_global=loader.views.n_global, **{f'view_{v}': view for v, view in enumerate(byte)})
 
+# %% ../nbs/41_train.ipynb #0c06768a
+class Classified(torch.nn.Module):
+    """What is trained, as one module: views in, logits out.
+
+    Parameters
+    ----------
+    net : ClusterNet
+
+    Called with V views (B, 3, h, w) it returns `heads[h][v]`, logits (B, C_h).
+    """
+
+    def __init__(self, net: ClusterNet):
+        super().__init__()
+        self.net = net
+
+    def forward(self, views):
+        return self.net.classify(self.net.embed(views))
+
 # %% ../nbs/41_train.ipynb #31368560
 def start_training(images: ImageSet, seed: int, model: dict, views: dict, optimizer: dict, batch_size: int, device: str = 'auto', workers: int = 0,
                    batch_norm_processes: int | None = None, network=ClusterNet):
@@ -666,7 +684,8 @@ def _put_back(ended, folder, file):
     return json.loads((ended/'said.json').read_text(encoding='utf-8'))
 
 # %% ../nbs/41_train.ipynb #8cf03853
-def derive_and_save(train: ImageSet, test: ImageSet, folder, file, dataset: str, method: str, seed: int, recipe: dict, checkpoints=None) -> dict:
+def derive_and_save(train: ImageSet, test: ImageSet, folder, file, dataset: str, method: str, seed: int, recipe: dict, checkpoints=None,
+                    facts: dict = {}) -> dict:
     """Run one entry of `derive:`, and write what it learned and what it says of all images.
 
     Parameters
@@ -678,6 +697,7 @@ def derive_and_save(train: ImageSet, test: ImageSet, folder, file, dataset: str,
     seed : int
     recipe : dict             the entry: `from`, `module`, and arguments of `derive_<module>`
     checkpoints : Path        folder for resuming; what is found finished there is taken over. The stage deletes it when all its runs are done
+    facts : dict              for config.json: hashes of the data and of what it starts from, …
 
     Returns
     -------
@@ -697,6 +717,8 @@ def derive_and_save(train: ImageSet, test: ImageSet, folder, file, dataset: str,
     if not rank():
         splits = {split: found.splits[split] | {'labels': images.labels} for split, images in (('train', train), ('test', test))}
         save_embeddings(file, splits, found.classes, found.head_loss, test.class_names)
+        for config in Path(folder).rglob('config.json'):                    # k-means leaves one for each number of clusters
+            save_json(load_json(config) | {'dataset': dataset, 'method': method, 'seed': seed, 'entry': recipe} | facts, config)
     said = {'derive_s': round(time.perf_counter() - began, 2)}
     if ended and not rank():
         _set_aside(ended, Path(folder), Path(file), said)

@@ -2,8 +2,10 @@
 import torch
 import torch.nn.functional as F
 
+from selfclass.data import ImageSet
 from selfclass.dist import rank, world_size
-from selfclass.scan import MemoryBank, confident_labels, confident_loss, fit_scan, instance_loss, mine_neighbours, rotation_loss, scan_loss, simclr_loss
+from selfclass.model import ClusterNet
+from selfclass.scan import MemoryBank, confident_labels, confident_loss, fit_scan, instance_loss, look_at, mine_neighbours, rotation_loss, scan_loss, simclr_loss
 from toy_pictures import stripes
 
 SGD = dict(name='sgd', lr=.03, momentum=.9)           # its steps do not turn rounding into signs, as Adam's do where a gradient is nearly zero
@@ -46,6 +48,14 @@ def bank_and_neighbours():
             bank.estimate(z, others, .5)
         bank.push(z, index)
     return bank.z, bank.log_partition, others, mine_neighbours(torch.randn(51, 6, generator=g), 4)
+
+
+def looked_at():
+    "What two processes say of 51 images, together: mean brightness and a number of each."
+    images = stripes().pixels[:, :, :, :]
+    images = ImageSet('odd', torch.cat([images, images[:1] // 2]))
+    net = ClusterNet('convnet', width=4, hidden=None, classes=(3,))
+    return look_at(net, images, lambda x: x.float(), lambda x: torch.stack([x.mean((1, 2, 3)), x[:, 0, 3, 3]], 1)), images.pixels.float().mean((1, 2, 3))
 
 
 def summary(run):

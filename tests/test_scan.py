@@ -85,6 +85,13 @@ def test_two_processes_keep_one_bank_and_find_one_table():
         assert torch.equal(theirs, others[number::2]) and torch.equal(their_table, table)
 
 
+def test_two_processes_look_at_an_odd_number_of_images_in_their_order():
+    alone, brightness = scan_workers.looked_at()
+    assert len(alone) % 2 and torch.allclose(alone[:, 0], brightness)
+    for theirs, _ in launch(scan_workers.looked_at, processes=2):
+        assert torch.equal(theirs, alone)
+
+
 @pytest.mark.parametrize('task', ['simclr', 'nce', 'rotation'])
 def test_two_processes_train_as_one(task):
     alone = scan_workers.train(task)

@@ -13,6 +13,7 @@ from selfclass.dist import launch
 from selfclass.errors import DataError, ParamsError
 from selfclass.sela import (HeadRows, assign_labels, balanced_sizes, first_labels, fit_sela, label_shares, round_balanced, save_labels, self_label_loss,
                             self_labels, sinkhorn)
+from selfclass.train import save_run
 
 PROBLEMS = [(12, 3, None, 0), (20, 4, None, 1), (13, 5, None, 2), (24, 3, [.5, .25, .25], 3), (7, 7, None, 4)]
 
@@ -145,7 +146,7 @@ import os, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from selfclass import sela, train
-from selfclass.sela import fit_sela, save_labels
+from selfclass.sela import fit_sela
 from sela_workers import RECIPE, stripes
 class Mortal(train.Checkpoint):
     "A checkpoint after whose second writing the power fails, once."
@@ -157,7 +158,6 @@ images, (out, state) = stripes(), map(Path, sys.argv[1:])
 run = fit_sela(images, **(RECIPE | dict(epochs=7, updates=dict(number=9), held_out=images.subset(range(20)), predict_every=3, checkpoint_every=2,
                                         checkpoints=None if state.name == "none" else state)))
 train.save_run(run, out, seed=3)
-save_labels(run.labels, out/"labels.csv")
 '''
 
 
@@ -170,7 +170,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert killed.returncode == 9 and (tmp_path/'state'/'last.pt').exists() and not (tmp_path/'killed').exists()
     resumed = python(program, tmp_path/'resumed', tmp_path/'state', **here)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    for name in ('model.safetensors', 'config.json', 'log.csv', 'predictions.npz', 'labels.csv'):
+    for name in ('model.safetensors', 'config.json', 'log.csv', 'predictions.npz', 'labels.csv', 'renewals.csv'):
         assert (tmp_path/'whole'/name).read_bytes() == (tmp_path/'resumed'/name).read_bytes(), name
     assert not (tmp_path/'state').exists(), 'a finished run leaves no checkpoint'
 
@@ -181,6 +181,8 @@ def test_any_network_trains_on_given_labels(tmp_path):
     file = save_labels(given, tmp_path/'labels.csv')
     run = fit_sela(images, **(recipe | dict(labels=str(file), updates=dict(number=0), epochs=1, model=recipe['model'] | dict(width=8))))
     assert torch.equal(run.labels, given) and run.diary == []
+    kept = save_run(run, tmp_path/'run')
+    assert (kept/'labels.csv').read_bytes() == file.read_bytes() and (kept/'renewals.csv').read_text() == 'step,head,entropy,changed,n_iter,error\n'
 
 
 def test_more_labels_than_images_is_named():
