@@ -648,7 +648,7 @@ class ClusterCount:
     ----------
     candidates : int array (R,)
     scores : dict               name -> float array (R,): agreement (of heads within a seed, -1..1), stability (across seeds; NaN for one seed),
-                                information (of a label, nats), silhouette (-1..1), score (agreement times the share information / log K; what decides)
+                                information (of a label, nats), silhouette (-1..1), score (agreement x information / (log K)^0.75; what decides)
     """
     candidates: np.ndarray
     scores: dict
@@ -666,7 +666,7 @@ class ClusterCount:
         import matplotlib.pyplot as plt
         fig, axes = plt.subplots(1, 3, figsize=(9, 2.4), layout='constrained')
         panels = ('agreement', 'stability', 'silhouette'), ('information',), ('score',)          # stability is empty with one seed
-        for ax, names, unit in zip(axes, panels, ('index', 'nats', 'share')):
+        for ax, names, unit in zip(axes, panels, ('index', 'nats', 'score')):
             for name, style in zip(names, ('o-', 's--', '^:')):
                 ax.plot(self.candidates, self.scores[name], style, ms=3, label=name)
             ax.axvline(self.best, color='grey', lw=.7, ls=':')
@@ -742,5 +742,5 @@ def _count_scores(votes, candidates):
     for k in candidates:
         ids, information, silhouette = zip(*(vote[k] for vote in votes))
         agreement, stability, both = _agreements(ids)
-        rows.append((agreement, stability, np.mean(information), np.mean(silhouette), both * np.mean(information) / np.log(k)))
+        rows.append((agreement, stability, np.mean(information), np.mean(silhouette), both * np.mean(information) / np.log(k)**.75))
     return dict(zip(('agreement', 'stability', 'information', 'silhouette', 'score'), np.array(rows).T))
