@@ -662,17 +662,18 @@ class ClusterCount:
         return f"ClusterCount(best={self.best}, of {self.candidates[0]}..{self.candidates[-1]})"
 
     def plot(self):
-        "The measures against the number of classes, as a matplotlib figure."
+        "The measures against the number of classes, as a matplotlib figure; what was not measured has no line."
         import matplotlib.pyplot as plt
         fig, axes = plt.subplots(1, 3, figsize=(9, 2.4), layout='constrained')
-        panels = ('agreement', 'stability', 'silhouette'), ('information',), ('score',)          # stability is empty with one seed
+        panels = ('agreement', 'stability', 'silhouette'), ('information',), ('score',)
         for ax, names, unit in zip(axes, panels, ('index', 'nats', 'score')):
             for name, style in zip(names, ('o-', 's--', '^:')):
-                ax.plot(self.candidates, self.scores[name], style, ms=3, label=name)
+                if not np.isnan(self.scores[name]).all():
+                    ax.plot(self.candidates, self.scores[name], style, ms=3, label=name)
             ax.axvline(self.best, color='grey', lw=.7, ls=':')
             ax.set(xlabel='number of classes', ylabel=unit, title=' / '.join(names) if len(names) == 1 else None)
         axes[0].legend(frameon=False, fontsize=8)
-        axes[2].annotate(f'{self.best}', (self.best, max(self.scores['score'])), textcoords='offset points', xytext=(4, -10))
+        axes[2].annotate(f'{self.best}', (self.best, max(self.scores['score'])), textcoords='offset points', xytext=(5, 2))
         plt.close(fig)
         return fig
 
