@@ -195,15 +195,18 @@ def _trained(images, room, clusters, epochs, seed, views, device):
     from selfclass.estimator import SelfClassifier
     key = checkpoint_folder('cluster', '', clusters, epochs, seed, views, images.resize, data_hash(images)).name
     done = room/'trained.json'
-    if done.is_file() and load_json(done)['key'] == key:
-        return SelfClassifier.load(room/'model'), load_json(done)['warned']
+    if not done.is_file() or load_json(done)['key'] != key:
+        _train_now(SelfClassifier(clusters, views=views, epochs=epochs or 'auto', random_state=seed, device=device, checkpoints=str(room)), images, room, key)
+    return SelfClassifier.load(room/'model'), load_json(done)['warned']         # read also if it was written just now: each call sees the same network
+
+
+def _train_now(estimator, images, room, key):
+    "Train, and write model and warnings into `room`."
     with warnings.catch_warnings(record=True) as caught, _gone_on_later():
         warnings.simplefilter('always')
-        estimator = SelfClassifier(clusters, views=views, epochs=epochs or 'auto', random_state=seed, device=device, checkpoints=str(room)).fit(images)
-    warned = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-    estimator.save(room/'model')
-    save_json({'key': key, 'warned': warned}, done)
-    return estimator, warned
+        estimator.fit(images)
+    estimator.set_params(checkpoints=None).save(room/'model')                   # where it was trained is no part of a model
+    save_json({'key': key, 'warned': [str(one.message) for one in caught if issubclass(one.category, UserWarning)]}, room/'trained.json')
 
 
 def _reused(model, clusters):
