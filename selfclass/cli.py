@@ -300,9 +300,14 @@ def _plan_text(plan, target, verb, most=10):
     folders = {}
     for step in plan.steps:
         folders[step.destination.parent.name] = folders.get(step.destination.parent.name, 0) + 1
-    lines = [f'would {verb} {len(plan.steps):,} files into {len(folders)} folders of {target}:', *[f'  {count:6,}  {name}' for name, count in folders.items()], 'the first of them:', *shown]
+    lines = [f'would {verb} {_many(len(plan.steps), "file")} into {_many(len(folders), "folder")} of {target}:', *[f'  {count:6,}  {name}' for name, count in folders.items()], 'the first of them:', *shown]
     lines += [f'  {plan.settled:,} are there already'] if plan.settled else []
     return '\n'.join(lines + ([f'  {len(plan.missing):,} are not where they were, e.g. {_printable(plan.missing[0])}'] if plan.missing else []))
+
+
+def _many(n, thing):
+    "A number of things in words."
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def _printable(path):
@@ -452,7 +457,7 @@ def _run_cluster(given):
     out = Path(given.out)
     result = cluster(given.folder, given.out, given.clusters, given.model, given.names, given.size, given.epochs, given.seed, given.views, given.device, given.overwrite)
     skipped, health = len(_read_skipped(out)), result.facts.get('health', 'nothing amiss')
-    print(f"{len(result):,} pictures in {np.count_nonzero(result.sizes)} clusters" + (f'; {skipped:,} could not be read, see {out/"skipped.csv"}' if skipped else ''))
+    print(f"{_many(len(result), 'picture')} in {_many(np.count_nonzero(result.sizes), 'cluster')}" + (f'; {skipped:,} could not be read, see {out/"skipped.csv"}' if skipped else ''))
     print(*([health] if health != 'nothing amiss' else []), f"look at   {out/'report.html'}", f"table     {out/'labels.csv'}", sep='\n')
     if not given.names:
         print(f"to name   edit {out/'names.yaml'}, then: selfclass export {shlex.quote(given.out)} --names {shlex.quote(str(out/'names.yaml'))}")
@@ -462,7 +467,7 @@ def _run_cluster(given):
 def _run_export(given):
     "Write a result again and perhaps sort."
     result = export(given.result, given.names, given.pictures)
-    print(f"{len(result):,} pictures in {np.count_nonzero(result.sizes)} clusters: {Path(given.result)/'labels.csv'}, {Path(given.result)/'report.html'}")
+    print(f"{_many(len(result), 'picture')} in {_many(np.count_nonzero(result.sizes), 'cluster')}: {Path(given.result)/'labels.csv'}, {Path(given.result)/'report.html'}")
     _run_sorting(result, given, given.result)
 
 # %% ../nbs/72_cli.ipynb #9e26c255
@@ -472,7 +477,8 @@ def _run_sorting(result, given, out):
     if target is None:
         return
     if given.yes:
-        print(f'{verb}ed {sort_result(result, out, target, put)[1]:,} files into {target}; from and to: {Path(out)/"sorted.csv"}'.replace('moveed', 'moved'))
+        n = sort_result(result, out, target, put)[1]
+        print(f"{verb.removesuffix('e')}ed {_many(n, 'file')} into {target}; from and to: {Path(out)/'sorted.csv'}")
     else:
         print(_plan_text(sorting_plan(result, target), target, verb))
         print(f'nothing was changed; to do it: selfclass export {shlex.quote(str(out))} --{verb} {shlex.quote(target)} --yes')

@@ -7,7 +7,7 @@ __all__ = ['plane', 'check_names', 'ClusterResult', 'write_labels', 'write_names
            'result_of_run']
 
 # %% ../nbs/66_result.ipynb #2d0c5c5b
-import csv, os
+import csv, json, os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -289,9 +289,14 @@ def write_names(result: ClusterResult, file) -> Path:
     -------
     Path                     the file
     """
-    lines = [f'{yaml.safe_dump({c: name}, allow_unicode=True, width=10**9).strip()}   # {size} image{"s" * (size != 1)}\n'
-             for c, (name, size) in enumerate(zip(result.names, result.sizes.tolist()))]
+    lines = [f'{_name_line(c, name)}   # {size} image{"s" * (size != 1)}\n' for c, (name, size) in enumerate(zip(result.names, result.sizes.tolist()))]
     return _written(file, lambda out: out.writelines(['# Write a name behind each number, then: selfclass export RESULT --names THIS_FILE\n', *lines]))
+
+
+def _name_line(c, name):
+    "A line of YAML; in quotes where it would otherwise be read as something else."
+    plain = yaml.safe_dump({c: name}, allow_unicode=True, width=10**9).strip()
+    return plain if yaml.load(plain, _Yaml12) == {c: name} else f'{c}: {json.dumps(name, ensure_ascii=False)}'
 
 
 def read_names(file) -> dict:
