@@ -152,7 +152,7 @@ def folder_pictures(folder) -> tuple[ImageSet, list]:
     files = _pictures_below(folder)
     _check_folder(folder, files, ())
     found = ImageSet(folder.name or 'pictures', files=tuple(files))
-    good = readable(found)
+    good = np.array([i for i in readable(found) if _is_text(files[i])], int)
     skipped = [(files[i].relative_to(folder).as_posix(), _why_unreadable(found, i)) for i in np.setdiff1d(np.arange(len(files)), good)]
     if not len(good):
         raise DataError(f'none of the {len(files)} pictures in {folder} can be read, the first because: {skipped[0][1]}; check the files')
@@ -165,7 +165,12 @@ def _why_unreadable(images, i):
         images[i]
     except DataError as error:
         return str(error).partition(' cannot be decoded (')[2].rpartition('); ')[0] or str(error)
-    return 'it could not be read at first'
+    return 'its name is not valid UTF-8; rename it'
+
+
+def _is_text(path):
+    "Whether a path can be written down: the bytes of an old archive may be no letters."
+    return str(path) == str(path).encode(errors='replace').decode()
 
 # %% ../nbs/72_cli.ipynb #3828f3a7
 class _Stopped(BaseException):

@@ -244,12 +244,15 @@ def test_a_move_that_breaks_off_is_one_line_and_goes_on(room, monkeypatch, capsy
 
 
 def test_hostile_names_go_the_whole_way(made, tmp_path):
-    hostile = ['a, b.png', 'say "cheese".png', 'two\nlines.png', '-rf.png', '<script>alert(1)</script>.png'.replace('/', '∕'), '猫.png', os.fsdecode(b'latin-\xe9.png'), 'x' * 251 + '.png']
+    hostile = ['a, b.png', 'say "cheese".png', 'two\nlines.png', '-rf.png', '<script>alert(1)</script>.png'.replace('/', '∕'), '猫.png', 'x' * 251 + '.png']
     write_digits(tmp_path/'photos', range(20))
+    no_text = os.fsdecode(b'latin-\xe9.png')
+    shutil.copy(next((tmp_path/'photos'/'left').iterdir()), tmp_path/'photos'/no_text)
     for name, source in zip(hostile, sorted((tmp_path/'photos'/'left').iterdir())):
         source.rename(tmp_path/'photos'/name)
     assert tell('cluster', tmp_path/'photos', '--model', made/'result', '--out', tmp_path/'result', '--device', 'cpu', '--move', tmp_path/'sorted', '--yes') == 0
     assert {os.path.basename(row['path']) for row in table(tmp_path/'result')} >= set(hostile)
+    assert b'latin-\xe9.png,' in (tmp_path/'result'/'skipped.csv').read_bytes() and (tmp_path/'photos'/no_text).is_file()
     page = (tmp_path/'result'/'report.html').read_text(encoding='utf-8')
     assert '<script' not in page and '&lt;script&gt;' in page
     assert not load_result(tmp_path/'result').thumbnails(slice(None)).all((1, 2, 3)).any() and len([*(tmp_path/'sorted').rglob('*.png')]) == 20
