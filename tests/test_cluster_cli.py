@@ -99,7 +99,7 @@ def test_a_model_is_used_without_training(room, monkeypatch, tmp_path):
     (('cluster', 'NOWHERE', '--out', 'NEW', '--clusters', 4), 'is no folder'),
     (('cluster', 'PHOTOS', '--out', 'RESULT', '--clusters', 4), 'holds a finished result'),
     (('cluster', 'PHOTOS', '--out', 'PHOTOS/text.jpg', '--clusters', 4), 'cannot be made a folder'),
-    (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 1), 'whole number >= 2'),
+    (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 0), 'whole number'),
     (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 4, '--views', 'natrual'), "did you mean 'natural'"),
     (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 4, '--names', 'BAD'), 'there is no cluster 9'),
     (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 4, '--names', 'TWICE'), "both named 'same'"),
