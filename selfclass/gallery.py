@@ -86,13 +86,13 @@ def _rival(result, probs, i):
     "A caption inside a cluster: own and second probability and, below them, the name of the second cluster."
     order = np.argsort(-probs[i], kind='stable')[:2]
     below = f'<br>{_text(result.names[order[1]])}' if len(order) > 1 else ''
-    return f'<small>{" : ".join(_percent(probs[i, c]) for c in order)} %{below}</small>'
+    return f'<small>{" : ".join(_percent(probs[i, c]) for c in order)} %{below}</small>'
 
 
 def _both(result, probs, i):
     "A caption anywhere else: the two clusters with their probabilities."
     order = np.argsort(-probs[i], kind='stable')[:2]
-    return f'<small>{"<br>".join(f"{_text(result.names[c])} {_percent(probs[i, c])} %" for c in order)}</small>'
+    return f'<small>{"<br>".join(f"{_text(result.names[c])} {_percent(probs[i, c])} %" for c in order)}</small>'
 
 
 def _files(result, probs, index):
@@ -100,15 +100,15 @@ def _files(result, probs, index):
     rows = []
     for i in index:
         own, *second = np.argsort(-probs[i], kind='stable')[:2]
-        rival = f'{_text(result.names[second[0]])} {_percent(probs[i, second[0]])} %' if second else '–'
-        rows.append(f'<tr><th scope="row">{_text(_called(result, i))}</th><td>{_percent(probs[i, own])} %</td><td>{rival}</td></tr>\n')
+        rival = f'{_text(result.names[second[0]])} {_percent(probs[i, second[0]])} %' if second else '–'
+        rows.append(f'<tr><th scope="row">{_text(_called(result, i))}</th><td>{_percent(probs[i, own])} %</td><td>{rival}</td></tr>\n')
     return ('<details><summary>Files of these pictures</summary><div class="scroll" role="region" aria-label="Files" tabindex="0"><table>\n<thead><tr><th scope="col">file</th>'
             f'<th scope="col">confidence</th><th scope="col">second cluster</th></tr></thead>\n<tbody>{"".join(rows)}</tbody></table></div></details>')
 
 # %% ../nbs/67_gallery.ipynb #011533dd
 def _cluster(result, probs, c, typical, margin, side, limit):
     "The section of one cluster."
-    sure = [f'<small>{_percent(probs[i, c])} %</small>' for i in typical]
+    sure = [f'<small>{_percent(probs[i, c])} %</small>' for i in typical]
     unsure = [_rival(result, probs, i) for i in margin]
     size, name = int(result.sizes[c]), _text(result.names[c])
     number = '' if result.names[c] == f'cluster {c}' else f'cluster {c}, '
@@ -154,7 +154,7 @@ article { border-top: 1px solid var(--line); padding: 1.3rem 0 1.2rem; scroll-ma
   background: var(--strip) 0 0 / calc(var(--n) * 100%) 100% no-repeat }
 .bar { min-width: 8rem; width: 45% } th.bar { text-align: left } @media (max-width: 40rem) { .bar { display: none } } .bar span { display: block; height: .7rem; border-radius: .2rem; background: #4a7fb5; print-color-adjust: exact; -webkit-print-color-adjust: exact }
 .numbers { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: .6rem 0 0 } .numbers b { font-size: 1.25rem; display: block; line-height: 1.3 }
-#clusters th, #clusters td, details th, details td { padding: .3rem .6rem } details th { font-weight: 400; white-space: normal }
+#clusters th, #clusters td, details th, details td { padding: .3rem .6rem } @media (max-width: 40rem) { #clusters th, #clusters td { padding: .3rem .4rem } } details th { font-weight: 400; white-space: normal }
 """
 _ROOM = ((20, 12, 96), (60, 8, 80), (150, 5, 64))            # up to so many clusters: so many pictures in a strip, of so many pixels
 _BUDGET = 3_000_000                                          # bytes of all strips, before base64 adds a third
