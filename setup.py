@@ -16,6 +16,7 @@ setup(
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['selfclass', 'selfclass.*']), package_data={'selfclass': ['py.typed', '*.json', '*.json.gz']},
     install_requires=meta['requirements'].split(), extras_require=extras,
+    entry_points={'console_scripts': meta['console_scripts'].split()},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3 :: Only'],
     zip_safe=False,
 )
