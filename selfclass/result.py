@@ -312,10 +312,11 @@ def read_names(file) -> dict:
     """
     if not Path(file).is_file():
         raise MissingInputError(f'{file} is not there; write lines such as `3: zebra` into it, or edit the names.yaml of the result')
-    try:
-        found = yaml.load(Path(file).read_text(encoding='utf-8'), _Yaml12)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f'{file} is not valid YAML ({" ".join(str(error).split())}); write lines such as `3: zebra`') from None
+    with Path(file).open(encoding='utf-8') as text:
+        try:
+            found = yaml.load(text, _Yaml12)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ParamsError(f'{file} is not valid YAML ({getattr(error, "problem", error)}); write lines such as `3: zebra`') from None
     if not isinstance(found, dict) or not all(type(value) in (str, int) for value in found.values()):
         raise ParamsError(f'{file} should hold lines such as `3: zebra`, found {found!r:.60}; put text that YAML takes for something else in quotes')
     return {key: str(value) for key, value in found.items()}
