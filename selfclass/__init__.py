@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 
 import importlib
 
-_MODULES = ('ablations', 'augment', 'cli', 'core', 'data', 'dist', 'embed', 'errors', 'figures', 'hierarchy', 'hub', 'kernels', 'kmeans', 'lars', 'loss', 'metrics', 'model', 'probe',
+_MODULES = ('ablations', 'augment', 'cli', 'core', 'curation', 'data', 'dist', 'embed', 'errors', 'explorer', 'figures', 'hierarchy', 'hub', 'kernels', 'kmeans', 'lars', 'loss', 'metrics', 'model', 'probe',
             'published', 'report', 'result', 'run', 'scan', 'sclre', 'search', 'sela', 'selfclassifier', 'taxonomy', 'train', 'transfer')
 _HOME = {
     'MultiCrop': 'augment', 'ImageSet': 'data', 'load_images': 'data', 'embed_images': 'embed', 'SelfclassError': 'errors',
