@@ -408,8 +408,8 @@ def _probe(curation, per_cluster):
     state = curation.state
     if len(np.unique(state.cluster[state.cluster >= 0])) < 2:
         raise ParamsError('refining needs at least two clusters with images; split one first, or gather images into a new one')
-    images, weights = _evidence(state, per_cluster)
-    probe = LogisticRegression(C=10., max_iter=2000).fit(curation.directions[images], state.cluster[images], weights * len(images) / weights.sum())
+    images, weights = _evidence(state, min(per_cluster, max(10, 20_000 // len(state.alive))))
+    probe = LogisticRegression(max_iter=2000).fit(curation.directions[images], state.cluster[images], weights * len(images) / weights.sum())
     return probe.classes_, probe.predict_proba(curation.directions)
 
 
