@@ -6,7 +6,7 @@ import importlib
 _MODULES = ('ablations', 'augment', 'cli', 'core', 'curation', 'data', 'dist', 'embed', 'errors', 'explorer', 'figures', 'hierarchy', 'hub', 'kernels', 'kmeans', 'lars', 'loss', 'metrics', 'model', 'probe',
             'published', 'report', 'result', 'run', 'scan', 'sclre', 'search', 'sela', 'selfclassifier', 'taxonomy', 'train', 'transfer')
 _HOME = {
-    'MultiCrop': 'augment', 'ImageSet': 'data', 'load_images': 'data', 'embed_images': 'embed', 'SelfclassError': 'errors',
+    'MultiCrop': 'augment', 'explore': 'explorer', 'curate': 'curation', 'ImageSet': 'data', 'load_images': 'data', 'embed_images': 'embed', 'SelfclassError': 'errors',
     'save_pretrained': 'hub', 'load_pretrained': 'hub', 'import_official': 'hub', 'LARS': 'lars', 'uniform_prior_loss': 'loss', 'multi_head_loss': 'loss',
     'fit_clusters': 'kmeans', 'load_clusters': 'kmeans', 'read_features': 'kmeans',
     'cluster_scores': 'metrics', 'internal_scores': 'metrics', 'launch': 'dist', 'ClusterNet': 'model', 'ClusterResult': 'result', 'load_result': 'result', 'result_of_run': 'result', 'write_labels': 'result', 'linear_probe': 'probe', 'knn_probe': 'probe', 'top_k': 'search',
