@@ -3,10 +3,10 @@ __version__ = "0.1.0"
 
 import importlib
 
-_MODULES = ('ablations', 'augment', 'cli', 'core', 'data', 'dist', 'embed', 'errors', 'estimator', 'figures', 'gallery', 'hierarchy', 'hub', 'kernels', 'kmeans', 'lars', 'loss', 'metrics', 'model', 'probe',
-            'published', 'report', 'result', 'run', 'scan', 'sclre', 'search', 'sela', 'selfclassifier', 'sorting', 'taxonomy', 'train', 'transfer')
+_MODULES = ('ablations', 'augment', 'cli', 'core', 'curation', 'data', 'dist', 'embed', 'errors', 'estimator', 'explorer', 'figures', 'gallery', 'hierarchy', 'hub', 'kernels', 'kmeans', 'lars',
+            'loss', 'metrics', 'model', 'probe', 'published', 'report', 'result', 'run', 'scan', 'sclre', 'search', 'sela', 'selfclassifier', 'sorting', 'taxonomy', 'train', 'transfer')
 _HOME = {
-    'MultiCrop': 'augment', 'ImageSet': 'data', 'load_images': 'data', 'embed_images': 'embed', 'SelfclassError': 'errors',
+    'MultiCrop': 'augment', 'explore': 'explorer', 'curate': 'curation', 'ImageSet': 'data', 'load_images': 'data', 'embed_images': 'embed', 'SelfclassError': 'errors',
     'save_pretrained': 'hub', 'load_pretrained': 'hub', 'import_official': 'hub', 'LARS': 'lars', 'uniform_prior_loss': 'loss', 'multi_head_loss': 'loss',
     'SelfClassifier': 'estimator', 'estimate_n_clusters': 'estimator', 'auto_recipe': 'estimator',
     'fit_clusters': 'kmeans', 'load_clusters': 'kmeans', 'read_features': 'kmeans',
