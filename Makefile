@@ -7,7 +7,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS="$(PYTHONWARNINGS)"
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-long prep smoke recipe compare tables bench bench-full bench-gpu lab readme clean ablations
+.PHONY: help install repro test test-long prep smoke recipe compare tables bench bench-full bench-gpu lab readme clean ablations docs
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,11 +23,15 @@ $(ENV)/.pipeline: settings.ini setup.py pyproject.toml constraints.txt | $(BIN)/
 	@touch $@
 
 $(ENV)/.dev: $(ENV)/.pipeline
-	$(INSTALL) -e '.[pipeline,widgets,dev]'
+	$(INSTALL) -e '.[pipeline,widgets,docs,dev]'
 	@touch $@
 
 $(ENV)/.bench: $(ENV)/.pipeline
 	$(INSTALL) -e '.[pipeline,widgets,bench]'
+	@touch $@
+
+$(ENV)/.docs: $(ENV)/.pipeline
+	$(INSTALL) -e '.[pipeline,widgets,docs]'
 	@touch $@
 
 install: $(ENV)/.pipeline ## .venv with everything the pipeline needs
@@ -79,6 +83,10 @@ bench-full: $(ENV)/.bench ## the same with the large sizes
 bench-gpu: $(ENV)/.bench ## the rows of one GPU
 	$(RUN) SELFCLASS_PROGRESS=off python -m benchmarks --device cuda
 
+docs: $(ENV)/.docs ## the documentation site: _docs/html/index.html; runs no notebook, needs no network
+	$(RUN) python -m sphinx -W --keep-going -q -b html -d _docs/doctrees docs _docs/html
+	@echo 'page: _docs/html/index.html'
+
 readme: $(ENV)/.dev ## README.md from nbs/index.ipynb, its figures from the last report
 	test ! -d out/report/figures || cp out/report/figures/digits-best.png out/report/figures/digits-curves.png docs/images/
 	$(RUN) jupyter nbconvert --log-level=WARN --to markdown --output-dir . --output README nbs/index.ipynb
@@ -89,4 +97,4 @@ ablations: $(ENV)/.pipeline data/digits/digits.npz ## the papers' ablation table
 	$(RUN) python -m selfclass.ablations run $(if $(TABLE),--table '$(TABLE)') $(if $(ON),--on '$(ON)')
 
 clean: ## remove what can be made again (not .venv, not DVC's cache)
-	rm -rf out .checkpoints dvc_plots build dist *.egg-info
+	rm -rf out .checkpoints dvc_plots build dist _docs *.egg-info
