@@ -7,7 +7,7 @@ __all__ = ['pixel_range', 'as_images', 'auto_recipe', 'reseat_heads', 'fit_heads
            'estimate_n_clusters']
 
 # %% ../nbs/70_estimator.ipynb #f14372d7
-import json, os, random, time
+import os, random
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,16 +26,17 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .augment import MultiCrop
-from .core import array_hash, load_arrays, save_arrays
-from .data import ImageSet, PackedBytes, data_hash, from_arrays, load_images
+from .core import load_arrays, save_arrays
+from .data import ImageSet, PackedBytes, data_hash, from_arrays, load_images, to_pixels
 from .dist import pick_device
 from .embed import embed_images
 from .errors import DataError, ParamsError, TrainingError
 from .hub import load_pretrained, save_pretrained
 from .metrics import best_head, cluster_scores, internal_scores
+from .result import ClusterResult
 from .search import fit_kmeans
 from .selfclassifier import NeighbourQueue, _rules, head_losses, make_step
-from .train import Checkpoint, Record, Run, ViewLoader, diagnosis, fit, run_speed, start_training
+from .train import Checkpoint, Record, Run, ViewLoader, checkpoint_folder, diagnosis, fit, run_speed, start_training
 
 # %% ../nbs/70_estimator.ipynb #55bb6ed1
 def pixel_range(values) -> tuple[float, float]:
@@ -368,16 +369,15 @@ def fit_heads(images: ImageSet, recipe: Mapping, seed: int = 0, device: str = 'a
     record = Record(net, {'train': images}, loader.views.plain, epochs, epochs, loss.get('prior'), workers)
     checkpoint = Checkpoint(checkpoints, max(1, epochs // 50), net=net, optimizer=optimizer, record=record, **({'queue': queue} if queue else {}))
     on_epoch = _with_reseating(record, checkpoint, net, optimizer, loader, epochs, seed, loss)
-    start, began, stopped = checkpoint.resume(), time.perf_counter(), False
+    start, stopped = checkpoint.resume(), False
     try:
         fit(make_step(net.train(), queue, **loss), loader, optimizer, lr_at, epochs, on_epoch, start)
     except KeyboardInterrupt:
         if not record.rows:
             raise
         stopped = True
-    seconds = time.perf_counter() - began
     losses = head_losses(net, loader, repeats=1 if stopped else 4, **loss)
-    return Run(net.eval(), record, loader, losses, run_speed(loader, len(record.rows) - start, seconds), checkpoint), stopped
+    return Run(net.eval(), record, loader, losses, run_speed(loader, len(record.rows), checkpoint.seconds), checkpoint), stopped
 
 # %% ../nbs/70_estimator.ipynb #9006c253
 @contextmanager
@@ -433,7 +433,7 @@ def _own_folder(checkpoints, images, est, seed):
     if checkpoints is None:
         return None
     numbers = {name: value for name, value in est.get_params().items() if name not in ('random_state', 'device', 'verbose', 'workers', 'checkpoints')}
-    return Path(checkpoints)/array_hash(data_hash(images), json.dumps(numbers, sort_keys=True, default=str), seed)
+    return Path(checkpoints)/checkpoint_folder('fit', 'estimator', data_hash(images), numbers, seed).name
 
 # %% ../nbs/70_estimator.ipynb #46076923
 def _speakers(sizes, classes, head_loss):
@@ -518,6 +518,40 @@ class _Scores(_Answers):
         finally:
             net.to('cpu')
 
+# %% ../nbs/70_estimator.ipynb #c05de345
+class _Shown(_Scores):
+    "What the estimator says, with the pictures."
+
+    def result(self, X, y=None) -> ClusterResult:
+        """What the estimator says of pictures, to look at.
+
+        Parameters
+        ----------
+        X : pictures, as for `fit`
+        y : int array (N,), optional     true classes, only to be shown beside the clusters
+
+        Returns
+        -------
+        ClusterResult                    of the first head; for `selfclass.explore`, or to `save`
+
+        Raises
+        ------
+        DataError                        no such pictures, or another number of labels
+        """
+        images = self._pictures(X)
+        z, probs = self._said(images, self.heads_[:1])
+        facts = {'method': 'Self-Classifier', 'seed': self.seed_, 'epochs': self.n_epochs_, 'data hash': data_hash(images)}
+        return ClusterResult(probs[0], z, labels=None if y is None else np.asarray(y), facts=facts, **_where(images))
+
+
+def _where(images):
+    "The pictures of a set as a result keeps them: paths below their common folder, or pixels."
+    if images.files:
+        files = [file.absolute() for file in images.files]
+        top = Path(os.path.commonpath([file.parent for file in files]))
+        return {'root': top, 'paths': [file.relative_to(top).as_posix() for file in files]}
+    return {'pixels': to_pixels(images).numpy() if images.size else images.thumbnails(size=64).numpy()}
+
 # %% ../nbs/70_estimator.ipynb #76bcb371
 _LEARNED = ('n_features_in_', 'pixel_range_', 'image_size_', 'views_', 'recipe_', 'heads_', 'seed_', 'n_epochs_')
 _ARRAYS = ('labels_', 'embedding_', 'loss_curve_')
@@ -530,7 +564,7 @@ def _storable(value):
     return list(value) if isinstance(value, (range, np.ndarray)) else str(value) if isinstance(value, (Path, torch.device)) else value
 
 
-class _Stored(_Scores):
+class _Stored(_Shown):
     "An estimator on disk."
 
     def save(self, folder) -> Path:
@@ -581,7 +615,8 @@ def _learn(est, X):
     est.loss_curve_, est.n_epochs_ = np.array([row['loss'] for row in run.record.rows]), len(run.record.rows)
     est.embedding_, probs = est._said(images, est.heads_)
     est.labels_ = _columns(probs, est._several)
-    run.checkpoint.done()
+    if not stopped:
+        run.checkpoint.done()
     _warn_of(run, stopped, recipe['epochs'])
     return est
 

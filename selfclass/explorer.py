@@ -644,10 +644,10 @@ def _opened(source, run):
     "The result behind what was given, and the folder to write to."
     if isinstance(source, ClusterResult):
         return source, Path('curated')
-    if isinstance(getattr(source, 'result_', None), ClusterResult):            # a fitted SelfClassifier
-        return source.result_, Path('curated')
+    if hasattr(source, 'predict_proba'):
+        raise DataError('an estimator keeps no pictures; look at some with explore(estimator.result(pictures))')
     if not isinstance(source, (str, Path)):
-        raise DataError(f'explore takes a result, the folder of one, a fitted SelfClassifier or out/; found {type(source).__name__}')
+        raise DataError(f'explore takes a result (of SelfClassifier: its method `result`), the folder of one, or out/; found {type(source).__name__}')
     if (Path(source)/'embed').is_dir():
         which = latest_run(source) | run
         return result_of_run(source, **which), Path('curated')/'{method}-{dataset}-{seed}'.format(**which)
@@ -659,7 +659,7 @@ def explore(source, folder: str | Path | None = None, **run) -> Explorer:
 
     Parameters
     ----------
-    source : ClusterResult, str, Path, Curation or fitted SelfClassifier
+    source : ClusterResult, str, Path or Curation
         a path is the folder of a result, or the out/ of the pipeline
     folder : str or Path, optional
         where session.json, labels.csv and names.yaml are written; default: curated/ in the folder of the result, else curated/ in the working folder

@@ -358,3 +358,15 @@ def test_digits_in_short(digits):
 def test_digits_reach_the_goal(digits):
     scores = [SelfClassifier(10, random_state=seed, verbose=0).fit(digits.images).score(digits.images, digits.target) for seed in range(5)]
     assert np.mean(scores) >= .96 and min(scores) >= .93, scores
+
+
+def test_a_result_to_look_at(shapes, fitted, tmp_path):
+    from PIL import Image
+    from selfclass.result import load_result
+    for i in range(3):
+        Image.fromarray(shapes.pixels[i].permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
+    seen, files = fitted.result(shapes, shapes.labels), fitted.result(tmp_path)
+    assert np.array_equal(seen.cluster, fitted.predict(shapes)) and np.array_equal(seen.pixels, shapes.pixels) and np.array_equal(seen.labels, shapes.labels)
+    assert files.root == tmp_path and list(files.paths) == ['0.png', '1.png', '2.png'] and files.pixels is None
+    again = load_result(seen.save(tmp_path/'result'))
+    assert np.array_equal(again.probs, seen.probs) and again.facts == seen.facts
