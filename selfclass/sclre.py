@@ -28,6 +28,7 @@ from .embed import borrowed, uint8_batches
 from .errors import DataError, MissingLabelsError, ParamsError
 from .lars import warmup_cosine
 from .model import ClusterNet
+from .taxonomy import superclass_labels
 from .train import FRESH_EPOCH, Checkpoint, Record, Run, ViewLoader, fit, run_speed, start_training
 
 # %% ../nbs/54_sclre.ipynb #929a38e8
@@ -42,6 +43,18 @@ def _taught(images):
         found = f'no image of {", ".join(empty[:3])}' if empty else f'{n_classes} superclass' if n_classes < 2 else 'images of none (-1)'
         raise DataError(f'{images.name} should have images of two or more superclasses, each image of one, found {found}; mend the list of superclasses')
     return torch.from_numpy(images.labels), n_classes
+
+
+def _check_renamed(images, superclasses):
+    "Refuse images that still have the classes of which the superclasses are made: whoever says both has forgotten a step."
+    if superclasses is None or images.labels is None:
+        return
+    try:
+        made = superclass_labels(images.labels, images.class_names, superclasses)
+    except ParamsError:
+        return                                              # those classes are gone: the labels are the superclasses
+    if made.names != images.class_names:
+        raise ParamsError(f'{images.name} still has {len(made.leaf_names)} classes, not the {len(made.names)} superclasses; call with_superclasses(images, superclasses) first')
 
 # %% ../nbs/54_sclre.ipynb #99319b13
 class CrossInstanceAttention(nn.Module):
@@ -476,6 +489,7 @@ def fit_sclre(images: ImageSet, *, superclasses=None, model: dict, views: dict, 
 
     Source: SCLRE, supplement D and F, published code.
     """
+    _check_renamed(images, superclasses)
     (labels, n), loss = _taught(images), check_arguments(sclre_loss, loss, 'loss', supplied=('v', 'logits', 'anchors', 'labels'))
     model = check_arguments(ClusterNet, model, 'model', supplied=('classes',))
     model = model | {'attention': attention, 'classes': (n,)}
@@ -512,6 +526,7 @@ def fit_crossentropy(images: ImageSet, *, superclasses=None, model: dict, views:
 
     Source: SCLRE, supplement G, "baseline".
     """
+    _check_renamed(images, superclasses)
     (labels, n), loss = _taught(images), check_arguments(cross_entropy_step, loss, 'loss', supplied=('net', 'labels'))
     model = check_arguments(ClusterNet, model, 'model', supplied=('classes',))
     net, loader, opt = start_training(images, seed, model | {'classes': (n,)}, views, optimizer, batch_size, device, workers, batch_norm_processes)
