@@ -10,8 +10,9 @@ from PIL import Image
 from selfclass.gallery import write_report
 from selfclass.result import ClusterResult
 
-playwright = pytest.importorskip('playwright.sync_api', reason='playwright is in the dev extra')
-CHROMIUM = dict(executable_path='/usr/bin/chromium', args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run', '--disable-component-update', '--disable-sync'])
+from .conftest import opened_page, snap
+
+pytestmark = pytest.mark.browser
 
 # every text with the background that it stands on; contrast as WCAG 2.1 computes it
 CONTRAST = '''() => {
@@ -42,30 +43,27 @@ def report(tmp_path_factory):
     return write_report(replace(result, paths=[f'year/{i} <i>.png' for i in range(120)]), room/'report.html', 'Photos', skipped=[('broken.png', 'no picture')])
 
 
-@contextmanager
-def opened(report, width=1280, height=900, scheme='light'):
-    "The report in a page, and every request and every complaint while it is open."
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(**CHROMIUM)
-        page = browser.new_context(viewport={'width': width, 'height': height}, color_scheme=scheme, offline=True).new_page()
-        page.asked, page.complaints = [], []
-        page.on('request', lambda request: page.asked.append(request.url))
-        page.on('console', lambda message: page.complaints.append(message.text))
-        page.on('pageerror', lambda error: page.complaints.append(str(error)))
-        page.goto(report.as_uri())
-        yield page
-        browser.close()
+@pytest.fixture
+def opened(browser, report):
+    "A function that opens the report, as wide as it says."
+    @contextmanager
+    def open_it(width=1280, height=900, scheme='light'):
+        with opened_page(browser, viewport={'width': width, 'height': height}, color_scheme=scheme, offline=True) as page:
+            page.goto(report.as_uri())
+            yield page
+    return open_it
 
 
-def test_nothing_is_fetched_and_nothing_fails(report):
-    with opened(report) as page:
-        assert page.complaints == [] and [url for url in page.asked if not url.startswith(('file:', 'data:'))] == []
+def test_nothing_is_fetched_and_nothing_fails(opened):
+    with opened() as page:
+        snap(page, 'report')
+        assert page.complaints == [] and page.asked == []
         assert page.title() == 'Photos' and page.locator('article').count() == 5 and page.locator('h1').inner_text() == 'Photos'
         assert page.get_by_role('heading', name='dogs & <b>wolves</b>').count() == 1
 
 
-def test_pictures_are_drawn_and_described(report):
-    with opened(report) as page:
+def test_pictures_are_drawn_and_described(opened):
+    with opened() as page:
         assert page.evaluate('[...document.images].every(i => i.alt && i.naturalWidth > 0)')
         tiles = page.locator('[role=img]')
         assert tiles.count() > 100 and all(tiles.evaluate_all('nodes => nodes.map(n => n.getAttribute("aria-label"))'))
@@ -76,22 +74,23 @@ def test_pictures_are_drawn_and_described(report):
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_contrast_is_enough_to_read(report, scheme):
-    with opened(report, scheme=scheme) as page:
+def test_contrast_is_enough_to_read(opened, scheme):
+    with opened(scheme=scheme) as page:
         page.evaluate('document.querySelectorAll("details").forEach(d => d.open = true)')
         found = page.evaluate(CONTRAST)
         assert len(found) > 200 and min(found)[0] >= 4.5, min(found)
 
 
-def test_a_phone_needs_no_scrolling_sideways(report):
-    with opened(report, 390, 844) as page:
+def test_a_phone_needs_no_scrolling_sideways(opened):
+    with opened(390, 844) as page:
+        snap(page, 'report-phone')
         assert page.evaluate('document.documentElement.scrollWidth') <= 390
         boxes = page.locator('.tile').evaluate_all('nodes => nodes.map(n => n.getBoundingClientRect()).map(b => [b.left, b.right, b.width])')
         assert all(left >= 0 and right <= 390 and width >= 44 for left, right, width in boxes)
 
 
-def test_the_keyboard_reaches_what_can_be_opened(report):
-    with opened(report) as page:
+def test_the_keyboard_reaches_what_can_be_opened(opened):
+    with opened() as page:
         seen = set()
         for _ in range(40):
             page.keyboard.press('Tab')
