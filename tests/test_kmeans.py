@@ -362,3 +362,12 @@ def test_pixels():
     np.testing.assert_allclose(found[2] * 255, images.pixels[2].flatten().numpy(), atol=1e-4)
     with pytest.raises(DataError, match='on demand'):
         pixel_features(ImageSet('files', files=(Path('a.png'),)))
+
+
+def test_one_cluster_is_everything():
+    "K = 1: the centre is the mean, and every image is in it with probability 1."
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    heads, made, loss = cluster_splits({'train': {'features': x, 'labels': np.arange(40) % 4}}, (1,), device='cpu')
+    assert made['train']['probs_0'].shape == (40, 1) and np.allclose(made['train']['probs_0'], 1)
+    assert np.isclose(loss[0], ((x - x.mean(0))**2).sum(1).mean(), rtol=1e-4)
+    assert cluster_scores(np.zeros(40, int), np.arange(40) % 4)['acc'] == pytest.approx(.25)

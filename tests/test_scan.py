@@ -16,7 +16,7 @@ from selfclass.errors import DataError, ParamsError
 from selfclass.hub import load_pretrained
 from selfclass.model import ClusterNet
 from selfclass.scan import (ConfidenceLog, NeighbourLoader, clustering_step, confident_labels, confident_loss, derive_scan, fit_scan, instance_loss, look_at,
-                            mine_neighbours, neighbour_accuracy, scan_from, scan_loss, scan_losses, selflabel_step, simclr_loss)
+                            mine_neighbours, neighbour_accuracy, scan_from, scan_loss, scan_losses, scan_terms, selflabel_step, simclr_loss)
 from selfclass.train import save_run
 
 
@@ -311,3 +311,14 @@ def test_accuracy_of_neighbours_needs_labels_only_afterwards():
         neighbour_accuracy(table, [-1, -1, -1])
     with pytest.raises(DataError, match='a label for each row'):
         neighbour_accuracy(table, [0, 1])
+
+
+@pytest.mark.parametrize('batch, classes', [(4, 10), (9, 10), (10, 10), (3, 200)])
+def test_a_batch_smaller_than_the_classes_has_a_floor(batch, classes):
+    "Certain answers, each another class: nothing spreads B images over C classes better, and log(C/B) of the divergence remains."
+    logits = 100. * torch.eye(classes)[:batch]
+    consistency, divergence = scan_terms(logits, logits)
+    torch.testing.assert_close(divergence, torch.tensor(math.log(classes / batch)), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(consistency, torch.tensor(0.), atol=1e-6, rtol=0)
+    other = 100. * torch.eye(classes)[torch.randint(classes, (batch,), generator=torch.Generator().manual_seed(0))]
+    assert scan_terms(other, other)[1] >= divergence - 1e-6

@@ -222,3 +222,9 @@ def test_settings_of_the_original_are_parameters():
     assert run.labels[0].bincount().tolist() == [25, 15, 10] and run.labels[1].bincount().tolist() == [10] * 5
     entropy = -sum(p * math.log(p) for p in (.5, .3, .2))
     assert run.record.collapse == pytest.approx(entropy + math.log(5), rel=1e-6)              # of a sum, with the prior of the head it fits
+
+
+def test_renewals_that_fall_on_one_step_are_made_once():
+    "A thousand renewals in a training of three steps: one before each step and one at its end."
+    run = fit_sela(sela_workers.stripes(), **(sela_workers.RECIPE | dict(epochs=1, updates=dict(number=1000))))
+    assert [line['step'] for line in run.diary if line['head'] == 0] == [0, 1, 2, 3]
