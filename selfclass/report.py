@@ -1017,7 +1017,7 @@ def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
     arrays = load_arrays(out/'embed'/method/dataset/f'{shown}.npz')
     return run | {'shown': shown, 'head': run['scores'][shown]['best_head'], 'arrays': arrays, 'classes': arrays['classes'].tolist(),
                   'thumbnails': load_arrays(out/'embed'/method/dataset/'thumbnails.npz'), 'views': load_arrays(folder/'views.npz'),
-                  'facts': {'protocol': f"trained {'on superclass labels' if _taught(config['recipe']) else 'without labels'}; scored on held-out images", 'seeds': list(seeds), 'seed of the single-run figures': shown,
+                  'facts': {'protocol': f"trained {'without labels' if config['recipe'].get('superclasses') is None else 'on superclass labels'}; scored on held-out images", 'seeds': list(seeds), 'seed of the single-run figures': shown,
                             'health': config.get('health', 'not recorded'), 'images': config['data'], 'code': f"selfclass {config['selfclass']}", 'recipe': config['recipe']}}
 
 # %% ../nbs/64_report.ipynb #175-3d02bc43

@@ -1,6 +1,7 @@
 """Shared by all tests: where the repository is, and a way to look at its notebooks."""
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault('SELFCLASS_PROGRESS', 'off')
+signal.signal(signal.SIGINT, signal.default_int_handler)          # a shell's background job ignores it, and so would every process that a test interrupts
 
 
 def library_notebooks():
