@@ -7,7 +7,7 @@ __all__ = ['only_key', 'read_sections', 'train', 'folder_pictures', 'cluster', '
 
 # %% ../nbs/72_cli.ipynb #002-17e3650b
 import argparse, csv, difflib, shlex, shutil, signal, sys, threading, warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from .data import ImageSet, _check_folder, _pictures_below, data_hash, load_imag
 from .dist import first_on_machine, launch, process_group, rank
 from .errors import DataError, MissingInputError, ParamsError, SelfclassError
 from .result import ClusterResult, _written, load_result, read_names, rename_clusters
-from .sorting import link_file, move_file, moved_result, sort_files, sorting_plan
+from .sorting import link_file, move_file, settled_result, sort_files, sorting_plan
 from .taxonomy import with_superclasses
 from .train import checkpoint_folder, train_and_save
 
@@ -214,7 +214,7 @@ def _train_now(estimator, images, room, key):
     save_json({'key': key, 'warned': [str(one.message) for one in caught if issubclass(one.category, UserWarning)]}, room/'trained.json')
 
 
-def _reused(model, clusters):
+def _reused(model, clusters, device):
     "The estimator in the folder of a model, or of a result."
     from selfclass.estimator import SelfClassifier
     folder = Path(model)/'model' if (Path(model)/'model').is_dir() else Path(model)
@@ -222,7 +222,7 @@ def _reused(model, clusters):
     found = np.atleast_1d(estimator.n_clusters)[0]
     if clusters is not None and clusters != found:
         raise ParamsError(f'{folder} knows {found} clusters, not {clusters}; leave --clusters out, or --model')
-    return estimator
+    return estimator.set_params(device=device)
 
 # %% ../nbs/72_cli.ipynb #9040c752
 def _result(estimator, images, folder, facts):
@@ -283,7 +283,7 @@ def cluster(folder: str, out: str, clusters: int | None = None, model: str | Non
     _check_out(out, overwrite)
     if clusters is None and model is None:
         raise ParamsError('it is not said how many clusters there should be; say, for example, --clusters 20')
-    estimator, warned = (_reused(model, clusters) if model else None), []
+    estimator, warned = (_reused(model, clusters, device) if model else None), []
     n_clusters = int(np.atleast_1d(estimator.n_clusters)[0]) if estimator else clusters
     new = read_names(names) if names else {}
     rename_clusters(ClusterResult(np.empty((0, max(n_clusters, 1)))), new)
@@ -336,15 +336,16 @@ def sort_result(result: ClusterResult, out, target, put) -> tuple[ClusterResult,
     ClusterResult              with the new paths if files were moved; saved in `out`
     int                        files that were put there
     """
-    out, plan, done = Path(out), sorting_plan(result, target), []
+    out, plan, n = Path(out), sorting_plan(result, target), 0
     try:
-        for step in progress(sort_files(plan.steps, put, out/'sorted.csv'), total=len(plan.steps), desc='sorting'):
-            done.append(step)
+        for n, _ in enumerate(progress(sort_files(plan.steps, put, out/'sorted.csv'), total=len(plan.steps), desc='sorting'), 1):
+            pass
     finally:
-        if done and put is move_file:
-            result = moved_result(result, done)
-            _write(result, out, _read_skipped(out))
-    return result, len(done)
+        moved = settled_result(result, out/'sorted.csv') if put is move_file else result
+        if moved is not result:
+            moved.save(out)                                 # the paths first: the report takes longer, and can be made again
+            _write(moved, out, _read_skipped(out))
+    return moved, n
 
 
 def _read_skipped(out):
@@ -356,7 +357,7 @@ def _read_skipped(out):
 
 # %% ../nbs/72_cli.ipynb #e54cb6a1
 def export(folder: str, names: str | None = None, pictures: str | None = None) -> ClusterResult:
-    """Write table, names and report of a result again, with other names; nothing is trained.
+    """Write table, names and report of a result again, with other names or paths; nothing is trained, and nothing is written if nothing is new.
 
     Parameters
     ----------
@@ -372,9 +373,11 @@ def export(folder: str, names: str | None = None, pictures: str | None = None) -
     ------
     SelfclassError           no such result, or names that cannot be used; nothing is then written
     """
-    result = load_result(folder, root=pictures)
+    found = load_result(folder, root=pictures)
+    result = settled_result(found, Path(folder)/'sorted.csv')               # a move that broke off
     result = rename_clusters(result, read_names(names)) if names else result
-    _write(result, Path(folder), _read_skipped(Path(folder)))
+    if names or pictures or result is not found:
+        _write(result, Path(folder), _read_skipped(Path(folder)))
     return result
 
 # %% ../nbs/72_cli.ipynb #3eaa2098

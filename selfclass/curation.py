@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 
 from .core import array_hash, check_arguments, load_json, nearest, save_json
-from .errors import DataError, MissingLabelsError, ParamsError
+from .errors import DataError, MissingLabelsError, ParamsError, SelfclassError
 from .result import ClusterResult, _written
 
 # %% ../nbs/68_curation.ipynb #04920170
@@ -480,12 +480,17 @@ def load_session(result: ClusterResult, file: str | Path) -> Curation:
         saved = None
     if not isinstance(saved, dict) or saved.get('format') != _FORMAT:
         raise DataError(f'{file} is not a session of the explorer; give a file that it saved')
-    curation = curate(result)
-    if saved['clusters'] != array_hash(np.asarray(result.cluster, np.int64)):
-        raise DataError(f"{file} belongs to another clustering, of {saved['images']} images; open it with the result it was made on")
-    for edit in saved['edits']:
-        curation = curation.do(**edit)
-    return replace(curation, undone=tuple(saved['undone']))
+    if saved.get('clusters') != array_hash(np.asarray(result.cluster, np.int64)):
+        raise DataError(f"{file} belongs to another clustering, of {saved.get('images')} images; open it with the result it was made on")
+    try:
+        curation = curate(result)
+        for edit in saved['edits']:
+            curation = curation.do(**edit)
+        return replace(curation, undone=tuple(map(dict, saved['undone'])))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, SelfclassError):
+            raise
+        raise DataError(f'{file} is damaged ({type(error).__name__}: {error}); remove it to begin again') from None
 
 # %% ../nbs/68_curation.ipynb #0682f403
 def export_labels(curation: Curation, file: str | Path) -> Path:

@@ -405,13 +405,13 @@ def _seed_of(random_state):
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 # %% ../nbs/70_estimator.ipynb #8c6258c7
-def _fit_in_memory(est, images, seed, checkpoints):
+def _fit_in_memory(est, images, seed):
     "Train with the numbers of an estimator, in smaller batches where memory is short."
     batch_size = est.batch_size
     while True:
         recipe = auto_recipe(images, est.n_clusters, est.views, est.backbone, est.epochs, batch_size, est.prior, est.device)
         try:
-            return *fit_heads(images, recipe, seed, est.device, est.workers, checkpoints), recipe
+            return *fit_heads(images, recipe, seed, est.device, est.workers, _own_folder(est.checkpoints, images, recipe, seed)), recipe
         except torch.OutOfMemoryError:
             if est.batch_size != 'auto' or recipe['batch_size'] < 32:
                 raise TrainingError(f"a batch of {recipe['batch_size']} does not fit into the memory of the device; lower batch_size, or choose smaller views or a smaller backbone") from None
@@ -428,12 +428,9 @@ def _warn_of(run, stopped, epochs):
             warn(health, ConvergenceWarning, stacklevel=4)
 
 # %% ../nbs/70_estimator.ipynb #2975c723
-def _own_folder(checkpoints, images, est, seed):
+def _own_folder(checkpoints, images, recipe, seed):
     "Where the checkpoints of one training of an estimator lie; None if none are wanted."
-    if checkpoints is None:
-        return None
-    numbers = {name: value for name, value in est.get_params().items() if name not in ('random_state', 'device', 'verbose', 'workers', 'checkpoints')}
-    return Path(checkpoints)/checkpoint_folder('fit', 'estimator', data_hash(images), numbers, seed).name
+    return None if checkpoints is None else Path(checkpoints)/checkpoint_folder('fit', 'estimator', data_hash(images), recipe, seed).name
 
 # %% ../nbs/70_estimator.ipynb #46076923
 def _speakers(sizes, classes, head_loss):
@@ -607,9 +604,12 @@ def _opened(est, X, sizes):
 def _learn(est, X):
     "What `fit` does: look, choose, train, and ask the network about its own pictures."
     sizes = _sizes(est.n_clusters)
-    images, est.pixel_range_, est.n_features_in_, est.image_size_ = _opened(est, X, sizes)
-    est.seed_ = _seed_of(est.random_state)
-    run, stopped, recipe = _fit_in_memory(est, images, est.seed_, _own_folder(est.checkpoints, images, est, est.seed_))
+    if est.checkpoints is not None and est.random_state is None:
+        raise ParamsError('checkpoints belong to one seed, and without random_state each fit draws another; set random_state, for example to 0')
+    images, *seen = _opened(est, X, sizes)
+    seed = _seed_of(est.random_state)
+    run, stopped, recipe = _fit_in_memory(est, images, seed)
+    est.seed_, (est.pixel_range_, est.n_features_in_, est.image_size_) = seed, seen                 # what was learned before stays until there is something new
     est.network_, est.recipe_, est.views_ = run.net.cpu(), recipe, run.loader.views.config
     est.heads_ = _speakers(sizes, run.net.classes, run.head_loss)
     est.loss_curve_, est.n_epochs_ = np.array([row['loss'] for row in run.record.rows]), len(run.record.rows)

@@ -9,6 +9,7 @@ __all__ = ['PALETTE', 'PAGE', 'COLUMNS', 'TILE', 'LIST_PAGE', 'STRIP', 'SMALL', 
 # %% ../nbs/71_explorer.ipynb #e5570d35
 import io, warnings
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import anywidget
@@ -678,14 +679,15 @@ def explore(source, folder: str | Path | None = None, **run) -> Explorer:
     >>> explore('result/')                          # made by `selfclass cluster`
     >>> explore('out', method='scan', seed=1)       # a run of the pipeline
     """
-    if isinstance(source, Curation):
-        return Explorer(source, folder or 'curated')
-    result, usual = _opened(source, run)
-    folder, status = Path(folder or usual), ''
-    try:
-        if (folder/'session.json').exists():
-            curation = load_session(result, folder/'session.json')
-            return Explorer(curation, folder, f'going on with the session of {_plural(len(curation.edits)).replace("image", "edit")} in {folder/"session.json"}')
-    except SelfclassError as error:
-        folder, status = folder.with_name(folder.name + '-2'), f'{error}; writing to {folder.name}-2 instead'
-    return Explorer(curate(result), folder, status)
+    result, usual = (None, Path('curated')) if isinstance(source, Curation) else _opened(source, run)
+    wanted, status = Path(folder or usual), ''
+    for place in (wanted if n == 1 else wanted.with_name(f'{wanted.name}-{n}') for n in count(1)):          # a session is gone on with or left alone, never written over
+        if not (place/'session.json').exists():
+            return Explorer(curate(result) if result is not None else source, place, status and f'{status}; writing to {place.name} instead')
+        try:
+            curation = load_session(result if result is not None else source.result, place/'session.json')
+            if result is not None:
+                return Explorer(curation, place, f'going on with the session of {_plural(len(curation.edits)).replace("image", "edit")} in {place/"session.json"}')
+            status = f'{place/"session.json"} is there already'
+        except SelfclassError as error:
+            status = str(error)

@@ -6,7 +6,7 @@
 __all__ = ['sprite', 'cluster_page', 'write_report']
 
 # %% ../nbs/67_gallery.ipynb #a57983a3
-import base64, html, io, math
+import base64, html, io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -53,6 +53,8 @@ def _text(value):
 
 def _strip(result, index, captions, side, limit):
     "A list of pictures with a caption under each."
+    if not len(index):
+        return ''
     shift = 100 / max(len(index) - 1, 1)
     items = ''.join(f'<li><span class="tile" role="img" aria-label="{_text(_called(result, i))}" title="{_text(_called(result, i))}" '
                     f'style="background-position:{shift * place:.4g}% 0"></span>{caption}</li>\n' for place, (i, caption) in enumerate(zip(index, captions)))
@@ -68,6 +70,8 @@ def _decided(result):
     "Probabilities whose largest entry is the cluster that each image is in."
     probs, rows, first = result.probs.copy(), np.arange(len(result)), result.probs.argmax(1)
     probs[rows, first], probs[rows, result.cluster] = result.probs[rows, result.cluster], result.probs[rows, first]
+    moved = np.flatnonzero(first != result.cluster)
+    probs[moved, result.cluster[moved]] = np.nextafter(probs[moved, result.cluster[moved]], np.float32(2))          # ahead of a tie, too
     return probs
 
 

@@ -236,7 +236,7 @@ def _thumbnails(result, index, size):
         tiles = [_crossed(size)] * len(index)
     else:
         with ThreadPoolExecutor(8) as pool:              # Pillow decodes outside the lock of Python
-            tiles = list(pool.map(lambda i: _read_square(result.root/str(result.paths[i]), size), index))
+            tiles = list(pool.map(lambda i: _read_square(Path(os.path.normpath(result.root/str(result.paths[i]))), size), index))          # `..` by name: the folder may be gone
     return np.stack(tiles) if tiles else np.empty((0, 3, size, size), np.uint8)
 
 # %% ../nbs/66_result.ipynb #a74108e0
@@ -365,6 +365,7 @@ def _save(result, folder):
     root = None if result.root is None else result.root.as_posix()
     if root is not None and root != os.fsencode(root).decode(errors='replace'):
         raise DataError(f'the name of the folder {root!a} is not valid UTF-8; rename it, so that result.json can name it')
+    (folder/'result.json').unlink(missing_ok=True)                  # until all is written there is no whole result, also not half of an old one
     write_labels(result, folder/'labels.csv')
     write_names(result, folder/'names.yaml')
     save_arrays(folder/'result.npz', **{name: getattr(result, name) for name in _ARRAYS})

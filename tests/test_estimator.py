@@ -275,7 +275,10 @@ def test_a_stopped_fit_goes_on_from_its_checkpoint(shapes, tmp_path, monkeypatch
         with pytest.raises(MemoryError):
             SelfClassifier(3, **numbers, checkpoints=tmp_path).fit(some)
     assert len(list(tmp_path.rglob('last.pt'))) == 1
+    trained, fit = [], estimator.fit
+    monkeypatch.setattr(estimator, 'fit', lambda *given: trained.append(given[4] - given[6]) or fit(*given))
     resumed = SelfClassifier(3, **numbers, checkpoints=tmp_path).fit(some)
+    assert trained == [2], 'epochs of the second command'
     assert np.array_equal(resumed.embedding_, whole.embedding_) and np.array_equal(resumed.loss_curve_, whole.loss_curve_)
     assert not list(tmp_path.rglob('last.pt')), 'a finished fit leaves none'
 
