@@ -161,6 +161,7 @@ def test_keyboard_alone(clusters):
     cells = clusters.locator('.jp-Cell').count()
     key(clusters, 'show0').click()
     clusters.wait_for_selector('.sc-tile')
+    clusters.wait_for_timeout(500)                                          # the last redraw of a slow machine
     key(clusters, 'save').focus()
     reached = []
     for _ in range(120):
@@ -171,7 +172,9 @@ def test_keyboard_alone(clusters):
     assert {'export', 'colour', 'low', 'high', 'parts', 'tick0', 'name0', 'show0', 'tick9', 'show9', 'order', 'all'} <= set(reached), reached
     outline = clusters.evaluate('(() => { const s = getComputedStyle(document.activeElement); return [s.outlineStyle, parseFloat(s.outlineWidth)]; })()')
     assert outline[0] == 'solid' and outline[1] >= 2
+    first = clusters.evaluate('document.activeElement.dataset.key')
     clusters.keyboard.press('ArrowRight')
+    clusters.wait_for_function('was => document.activeElement.dataset.key?.startsWith("tile") && document.activeElement.dataset.key !== was', arg=first)
     clusters.keyboard.press('Space')
     clusters.wait_for_function('document.querySelectorAll(".sc-tile[aria-pressed=true]").length === 1 && !document.querySelector(\'[data-key="near"]\').disabled')
     assert clusters.evaluate('document.activeElement.getAttribute("aria-pressed")') == 'true', 'the focus was lost'
