@@ -367,6 +367,8 @@ def describe(curation: Curation, image: int) -> str:
     return f"{file}: {name}, confidence {state.confidence[image]:.2f}{known}{', by hand' * bool(state.fixed[image])}"
 
 
+
+# %% ../nbs/71_explorer.ipynb #1d27815b
 def _bar_view(curation, look, status, alarm):
     "What the bar shows."
     colours = ['cluster', 'confidence'] + ['class'] * (curation.result.labels is not None)
@@ -393,6 +395,8 @@ def _list_view(curation, look, thumbnails, strips=None):
                 page=page, pages=pages, strip=STRIP, size=SMALL)
 
 
+
+# %% ../nbs/71_explorer.ipynb #70cdcfba
 def _grid_view(curation, look, thumbnails):
     "What the grid shows: values, and the sprite of this page."
     images = _ordered(curation, look)

@@ -200,6 +200,23 @@ def moved_result(result: ClusterResult, steps: Sequence[Step]) -> ClusterResult:
         paths[step.image] = Path(os.path.relpath(step.destination, result.root)).as_posix()
     return ClusterResult(**{**vars(result), 'paths': paths.astype(str)})
 
+# %% ../nbs/69_sorting.ipynb #fecb69d5
+def _recorded(record):
+    "Where each file was put, the last time: from -> to."
+    if not Path(record).is_file():
+        return {}
+    with Path(record).open(encoding='utf-8', errors='surrogateescape', newline='') as file:
+        return {row[0]: Path(row[1]) for row in list(csv.reader(file))[1:] if len(row) == 2}
+
+
+def _followed(place, went):
+    "Where a file that is not at a place has gone, or None: from record to record, each once."
+    seen = set()
+    while not os.path.lexists(place) and str(place) in went and place not in seen:
+        seen.add(place)
+        place = went[str(place)]
+    return place if seen and os.path.lexists(place) else None
+
 
 def settled_result(result: ClusterResult, record) -> ClusterResult:
     """The result with the paths of pictures that a record says were moved, and that lie there.
@@ -213,13 +230,9 @@ def settled_result(result: ClusterResult, record) -> ClusterResult:
     -------
     ClusterResult             the same one if nothing has to be settled
     """
-    if result.paths is None or not Path(record).is_file():
+    went = _recorded(record)
+    if not went or result.paths is None or result.root is None:
         return result
-    with Path(record).open(encoding='utf-8', errors='surrogateescape', newline='') as file:
-        went = {source: Path(destination) for source, destination in list(csv.reader(file))[1:]}
-    steps = []
-    for image, path in enumerate(result.paths):
-        source = Path(os.path.normpath(result.root/str(path)))
-        if str(source) in went and not source.exists() and went[str(source)].exists():
-            steps.append(Step(image, source, went[str(source)]))
+    sources = [Path(os.path.normpath(result.root/str(path))) for path in result.paths]
+    steps = [Step(image, source, found) for image, source in enumerate(sources) if (found := _followed(source, went))]
     return moved_result(result, steps) if steps else result

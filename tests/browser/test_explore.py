@@ -29,6 +29,13 @@ def says(page, text):
     page.wait_for_function('text => document.querySelector(".sc-status")?.innerText.includes(text)', arg=text, timeout=30_000)
 
 
+def press(page, name, words):
+    "Press a control as soon as it can be pressed, and wait for what is said then."
+    page.wait_for_function(f'!document.querySelector(\'[data-key="{name}"]\').disabled')
+    key(page, name).click()
+    says(page, words)
+
+
 def has_clusters(page, n):
     "Wait until the list has that many."
     page.wait_for_function('n => document.querySelectorAll("tr[data-cluster]").length === n', arg=n, timeout=30_000)
@@ -99,17 +106,13 @@ def test_rename_merge_export(clusters, repository):
     key(clusters, 'tick4').check()
     clusters.wait_for_function('document.querySelector(\'[data-key="tick4"]\').checked')
     key(clusters, 'tick7').check()
-    clusters.wait_for_function('!document.querySelector(\'[data-key="merge"]\').disabled')
-    key(clusters, 'merge').click()
-    says(clusters, '2 clusters are now')
+    press(clusters, 'merge', '2 clusters are now')
     has_clusters(clusters, 9)
     into, gone = (4, 7) if sizes[0] >= sizes[1] else (7, 4)
     key(clusters, f'show{into}').click()
     clusters.wait_for_selector('tr.sc-shown')
     clusters.locator('.sc-tile').first.click()
-    clusters.wait_for_function('!document.querySelector(\'[data-key="reject"]\').disabled')
-    key(clusters, 'reject').click()
-    says(clusters, '1 image in no cluster')
+    press(clusters, 'reject', '1 image in no cluster')
     key(clusters, 'export').click()
     says(clusters, '360 images written to')
     key(clusters, 'save').click()
@@ -138,16 +141,12 @@ def test_refused_names_are_said_and_taken_back(clusters):
 def test_split_gather_refine_undo(clusters):
     at_start(clusters)
     key(clusters, 'tick5').check()
-    clusters.wait_for_function('!document.querySelector(\'[data-key="split"]\').disabled')
-    key(clusters, 'split').click()
-    says(clusters, 'was split into')
+    press(clusters, 'split', 'was split into')
     has_clusters(clusters, 11)
     key(clusters, 'show10').click()
     clusters.wait_for_function('document.querySelector("tr.sc-shown")?.dataset.cluster === "10"')
     key(clusters, 'all').click()
-    clusters.wait_for_function('!document.querySelector(\'[data-key="confirm"]\').disabled')
-    key(clusters, 'confirm').click()
-    says(clusters, 'confirmed')
+    press(clusters, 'confirm', 'confirmed')
     key(clusters, 'refine').click()
     says(clusters, 'refined:')
     snap(clusters, 'clusters-refined')
