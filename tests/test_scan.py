@@ -322,3 +322,11 @@ def test_a_batch_smaller_than_the_classes_has_a_floor(batch, classes):
     torch.testing.assert_close(consistency, torch.tensor(0.), atol=1e-6, rtol=0)
     other = 100. * torch.eye(classes)[torch.randint(classes, (batch,), generator=torch.Generator().manual_seed(0))]
     assert scan_terms(other, other)[1] >= divergence - 1e-6
+
+
+def test_a_refused_threshold_keeps_the_clustered_network(tmp_path):
+    "Two phases of training are not lost to one number: the network lies beside the checkpoints and opens."
+    with pytest.raises(ParamsError, match='The clustered network is kept in') as refused:
+        fit_scan(stripes(), **(RECIPE | dict(selflabel=RECIPE['selflabel'] | dict(threshold=.999999), checkpoints=tmp_path/'state')))
+    kept = load_pretrained(tmp_path/'state'/'clustered')
+    assert str(tmp_path/'state'/'clustered') in str(refused.value) and kept.classes == (3, 5), 'the better head of each size'
