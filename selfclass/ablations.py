@@ -20,7 +20,7 @@ from scipy import stats
 
 from .core import check_arguments, exit_code, file_hash, nearest, progress, read_yaml, root
 from .errors import MissingInputError, ParamsError, SelfclassError
-from .published import Number, published
+from .published import published
 from .run import read_params
 
 # %% ../nbs/73_ablations.ipynb #005-c164f771

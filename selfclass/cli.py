@@ -9,6 +9,7 @@ __all__ = ['only_key', 'read_sections', 'train', 'folder_pictures', 'cluster', '
 import argparse, csv, difflib, shlex, shutil, signal, sys, threading, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -227,11 +228,9 @@ def _reused(model, clusters, device):
 # %% ../nbs/72_cli.ipynb #9040c752
 def _result(estimator, images, folder, facts):
     "What the estimator says of the pictures of a folder."
-    probs, features = estimator.predict_proba(images), estimator.transform(images)
-    paths = [file.relative_to(folder).as_posix() for file in images.files]
-    about = {'method': 'Self-Classifier; labels were never seen', 'images': len(paths)} | facts | {
+    about = {'method': 'Self-Classifier; labels were never seen', 'images': len(images)} | facts | {
         'epochs': int(estimator.n_epochs_), 'backbone': estimator.recipe_['model'].get('backbone'), 'views': estimator.views_.get('preset'), 'selfclass': __version__}
-    return ClusterResult(probs[0] if isinstance(probs, list) else probs, features, paths=paths, root=folder, facts=about)
+    return replace(estimator.result(images, root=folder), facts=about)
 
 
 def _write(result, out, skipped):

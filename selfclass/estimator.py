@@ -519,13 +519,14 @@ class _Scores(_Answers):
 class _Shown(_Scores):
     "What the estimator says, with the pictures."
 
-    def result(self, X, y=None) -> ClusterResult:
+    def result(self, X, y=None, root=None) -> ClusterResult:
         """What the estimator says of pictures, to look at.
 
         Parameters
         ----------
         X : pictures, as for `fit`
         y : int array (N,), optional     true classes, only to be shown beside the clusters
+        root : str or Path, optional     folder to which paths of files are relative; default: the nearest that holds them all
 
         Returns
         -------
@@ -538,14 +539,14 @@ class _Shown(_Scores):
         images = self._pictures(X)
         z, probs = self._said(images, self.heads_[:1])
         facts = {'method': 'Self-Classifier', 'seed': self.seed_, 'epochs': self.n_epochs_, 'data hash': data_hash(images)}
-        return ClusterResult(probs[0], z, labels=None if y is None else np.asarray(y), facts=facts, **_where(images))
+        return ClusterResult(probs[0], z, labels=None if y is None else np.asarray(y), facts=facts, **_where(images, root))
 
 
-def _where(images):
-    "The pictures of a set as a result keeps them: paths below their common folder, or pixels."
+def _where(images, root):
+    "The pictures of a set as a result keeps them: paths below a folder, or pixels."
     if images.files:
         files = [file.absolute() for file in images.files]
-        top = Path(os.path.commonpath([file.parent for file in files]))
+        top = Path(os.path.commonpath([file.parent for file in files]) if root is None else root).absolute()
         return {'root': top, 'paths': [file.relative_to(top).as_posix() for file in files]}
     return {'pixels': to_pixels(images).numpy() if images.size else images.thumbnails(size=64).numpy()}
 

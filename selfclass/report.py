@@ -31,7 +31,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from .core import exit_code, load_arrays, load_json, nearest, read_yaml, require, root
-from .errors import DataError, MissingInputError, MissingLabelsError, ParamsError, SelfclassError
+from .errors import DataError, MissingInputError, MissingLabelsError, ParamsError
 from .metrics import accuracy, cluster_accuracy, confusion, majority_classes, match_clusters, mean_sd
 from .published import Number, PublishedTable, published, published_data, published_tables
 

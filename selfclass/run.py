@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'stage_notebook', 'parameter_names', 'stage_values', 'read_pa
            'circumstances', 'StageError', 'run_stage', 'use_recipe', 'main']
 
 # %% ../nbs/02_run.ipynb #002-1490299d
-import argparse, ast, json, os, platform, re, shutil, subprocess, sys, tempfile, time
+import argparse, ast, os, platform, re, shutil, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 

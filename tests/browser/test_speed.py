@@ -4,7 +4,7 @@ import textwrap
 import nbformat
 import pytest
 
-from .conftest import keep_figures, run_notebook, snap
+from .conftest import keep_figures, snap
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400), pytest.mark.filterwarnings('default')]
 
