@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 import importlib
 
 _MODULES = ('ablations', 'augment', 'cli', 'core', 'curation', 'data', 'dist', 'embed', 'errors', 'estimator', 'explorer', 'figures', 'gallery', 'hierarchy', 'hub', 'kernels', 'kmeans', 'lars',
-            'loss', 'metrics', 'model', 'probe', 'published', 'report', 'result', 'run', 'scan', 'sclre', 'search', 'sela', 'selfclassifier', 'sorting', 'taxonomy', 'train', 'transfer')
+            'loss', 'metrics', 'model', 'probe', 'profile', 'published', 'report', 'result', 'run', 'scan', 'sclre', 'search', 'sela', 'selfclassifier', 'shards', 'sorting', 'taxonomy', 'train', 'transfer')
 _HOME = {
     'MultiCrop': 'augment', 'explore': 'explorer', 'curate': 'curation', 'ImageSet': 'data', 'load_images': 'data', 'embed_images': 'embed', 'SelfclassError': 'errors',
     'save_pretrained': 'hub', 'load_pretrained': 'hub', 'import_official': 'hub', 'LARS': 'lars', 'uniform_prior_loss': 'loss', 'multi_head_loss': 'loss',
