@@ -6,12 +6,12 @@
 __all__ = ['HEADLINE', 'INTERNAL', 'UNLABELLED', 'METHOD_COLUMNS', 'TIMED', 'summarise', 'results_table', 'to_markdown',
            'to_text', 'to_csv', 'plot_style', 'alt_text', 'save_figure', 'accuracy_over_epochs', 'learning_curves',
            'seed_strip', 'rank_clusters', 'cluster_grid', 'cluster_titles', 'wrong_images', 'confusion_figure',
-           'confusion_csv', 'cluster_sizes', 'views_preview', 'report_page', 'save_page', 'save_table', 'load_run',
-           'run_figures', 'save_figures', 'run_confusion', 'loss_csv', 'Comparison', 'compare', 'comparison_markdown',
-           'comparison_html', 'comparison_latex', 'comparison_csv', 'pipeline_scores', 'comparisons', 'not_run',
-           'comparison_page', 'save_comparisons', 'MethodRuns', 'load_methods', 'MethodsTable', 'methods_table',
-           'methods_markdown', 'methods_csv', 'methods_summary', 'conclusions', 'time_said', 'methods_page',
-           'write_tables', 'main']
+           'confusion_csv', 'cluster_sizes', 'views_preview', 'report_page', 'save_page', 'save_table', 'read_runs',
+           'load_run', 'run_figures', 'save_figures', 'run_confusion', 'loss_csv', 'Comparison', 'compare',
+           'comparison_markdown', 'comparison_html', 'comparison_latex', 'comparison_csv', 'pipeline_scores',
+           'comparisons', 'not_run', 'comparison_page', 'save_comparisons', 'MethodRuns', 'load_methods',
+           'MethodsTable', 'methods_table', 'methods_markdown', 'methods_csv', 'methods_summary', 'conclusions',
+           'time_said', 'methods_page', 'write_tables', 'main']
 
 # %% ../nbs/64_report.ipynb #002-9b548f90
 import argparse, base64, csv, html, io, math, re, shutil, sys, zipfile, zlib
@@ -983,6 +983,45 @@ def _curves(predictions, labels, head):
     return {'epoch': predictions['epoch']} | {split: accuracy_over_epochs(predictions[split], labels[split], head) for split in splits}
 
 # %% ../nbs/64_report.ipynb #174-513c61e2
+def read_runs(scores: Mapping, folders: Mapping, embedded: Mapping, thumbnails) -> dict:
+    """Everything that the report shows of runs of one method on one data set.
+
+    Parameters
+    ----------
+    scores : dict           seed -> {metric: number}
+    folders : dict          seed -> folder that `save_run` wrote
+    embedded : dict         seed -> file that `embed.save_embeddings` wrote
+    thumbnails : path       file that `embed.sample_thumbnails` wrote
+
+    Returns
+    -------
+    dict                    scores, log and curves as for `learning_curves`, classes (H,), shown (the seed of the single-run figures),
+                            head, arrays (of that seed), thumbnails (a sample of the held-out images), views, facts
+
+    Raises
+    ------
+    MissingInputError       a file is missing; the message names it
+    """
+    run, seeds = {'scores': dict(scores), 'log': {}, 'curves': {}}, list(scores)
+    for seed in seeds:
+        arrays = load_arrays(embedded[seed])
+        run['log'][seed] = _read_log(Path(folders[seed])/'log.csv')
+        if 'acc' in scores[seed]:
+            labels = {split: arrays.get(f'{split}_labels') for split in ('train', 'test')}
+            run['curves'][seed] = _curves(load_arrays(Path(folders[seed])/'predictions.npz'), labels, scores[seed]['best_head'])
+    shown = sorted(seeds, key=lambda seed: scores[seed].get('acc', 0))[len(seeds) // 2]
+    arrays, config = load_arrays(embedded[shown]), load_json(require(Path(folders[shown])/'config.json'))
+    return run | {'shown': shown, 'head': scores[shown]['best_head'], 'arrays': arrays, 'classes': arrays['classes'].tolist(), 'thumbnails': load_arrays(thumbnails),
+                  'views': load_arrays(Path(folders[shown])/'views.npz'), 'facts': _run_facts(config, seeds, shown)}
+
+
+def _run_facts(config, seeds, shown):
+    "What a report says of how its runs were made."
+    taught = config['recipe'].get('superclasses') is not None
+    return {'protocol': f"trained {'on superclass labels' if taught else 'without labels'}; scored on held-out images", 'seeds': list(seeds), 'seed of the single-run figures': shown,
+            'health': config.get('health', 'not recorded'), 'images': config['data'], 'code': f"selfclass {config['selfclass']}", 'recipe': config['recipe']}
+
+# %% ../nbs/64_report.ipynb #6eed9cfa
 def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
     """Everything that the report shows of one method on one data set.
 
@@ -994,8 +1033,7 @@ def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
 
     Returns
     -------
-    dict                  scores {seed: {metric: number}}, log and curves as for `learning_curves`, classes (H,), shown (the seed of
-                          the single-run figures), head, arrays (of that seed), thumbnails (a sample of the held-out images), views, facts
+    dict                  as `read_runs`
 
     Raises
     ------
@@ -1003,22 +1041,10 @@ def load_run(out, method: str, dataset: str, seeds: Sequence[int]) -> dict:
     """
     out = Path(out)
     measured = [load_json(require(out/stage/method/f'{dataset}.json')) for stage in ('cluster', 'linear')]
-    run = {'scores': {}, 'log': {}, 'curves': {}}
-    for seed in seeds:
-        scores = run['scores'][seed] = {name: value for part in measured for name, value in part.get(str(seed), {}).items()}
-        arrays, folder = load_arrays(out/'embed'/method/dataset/f'{seed}.npz'), out/'pretrain'/method/f'{dataset}-{seed}'
-        labels = {split: arrays.get(f'{split}_labels') for split in ('train', 'test')}
-        run['log'][seed] = _read_log(folder/'log.csv')
-        if 'acc' in scores:
-            run['curves'][seed] = _curves(load_arrays(folder/'predictions.npz'), labels, scores['best_head'])
-    shown = sorted(seeds, key=lambda seed: run['scores'][seed].get('acc', 0))[len(seeds) // 2]
-    folder = out/'pretrain'/method/f'{dataset}-{shown}'
-    config = load_json(require(folder/'config.json'))
-    arrays = load_arrays(out/'embed'/method/dataset/f'{shown}.npz')
-    return run | {'shown': shown, 'head': run['scores'][shown]['best_head'], 'arrays': arrays, 'classes': arrays['classes'].tolist(),
-                  'thumbnails': load_arrays(out/'embed'/method/dataset/'thumbnails.npz'), 'views': load_arrays(folder/'views.npz'),
-                  'facts': {'protocol': f"trained {'without labels' if config['recipe'].get('superclasses') is None else 'on superclass labels'}; scored on held-out images", 'seeds': list(seeds), 'seed of the single-run figures': shown,
-                            'health': config.get('health', 'not recorded'), 'images': config['data'], 'code': f"selfclass {config['selfclass']}", 'recipe': config['recipe']}}
+    scores = {seed: {name: value for part in measured for name, value in part.get(str(seed), {}).items()} for seed in seeds}
+    folders = {seed: out/'pretrain'/method/f'{dataset}-{seed}' for seed in seeds}
+    embedded = {seed: out/'embed'/method/dataset/f'{seed}.npz' for seed in seeds}
+    return read_runs(scores, folders, embedded, out/'embed'/method/dataset/'thumbnails.npz')
 
 # %% ../nbs/64_report.ipynb #175-3d02bc43
 def run_figures(run: Mapping, per_cluster: int = 9, clusters: int = 5) -> list:
