@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ErrorsAsValues', 'value_or_raise', 'uint8_batches', 'borrowed', 'embed_images', 'assign_images', 'view_clusters',
-           'sample_thumbnails', 'save_embeddings']
+           'sample_thumbnails', 'save_embeddings', 'embed_run']
 
 # %% ../nbs/22_embed.ipynb #003-a5fe1b7b
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .core import progress, save_arrays
+from .augment import MultiCrop
+from .core import check_arguments, progress, save_arrays
 from .dist import pick_device
 from .errors import DataError, ParamsError, SelfclassError
 from .model import ClusterNet
@@ -302,3 +303,30 @@ def save_embeddings(path: str | Path, splits: Mapping[str, Mapping[str, np.ndarr
     if class_names is not None:
         flat['class_names'] = np.asarray(class_names, str)
     return save_arrays(path, **dict(sorted(flat.items())))
+
+# %% ../nbs/22_embed.ipynb #f2e3b5b6
+def embed_run(net: ClusterNet, train, test, seed: int = 0, **embed) -> dict:
+    """Arrays of a run, as `save_embeddings` takes them.
+
+    Parameters
+    ----------
+    net : ClusterNet       of `load_pretrained`, with the recipe in its `facts`
+    train, test : ImageSet with their labels, if they have any, which the network does not get
+    seed : int             of the random views
+    **embed                batch_size, device, workers, heads of `embed_images`
+
+    Returns
+    -------
+    dict of dicts          "train" and "test" -> features (N, F), embeddings (N, D), probs_<h> (N, C_h), labels (N,) or None; test also views_<h> (N, 2)
+
+    Raises
+    ------
+    DataError, ParamsError as `embed_images`
+    """
+    recipe = net.facts['recipe']
+    crop, loss = MultiCrop(**recipe['views']), recipe.get('loss', {})
+    row_temp = loss.get('row_temp', loss.get('temp', 0.1))
+    arrays = {name: embed_images(net, images, crop.plain, row_temp=row_temp, **check_arguments(embed_images, embed, 'embed', supplied=('net', 'images', 'plain', 'row_temp'))) | {'labels': images.labels}
+              for name, images in (('train', train), ('test', test))}
+    arrays['test'] |= view_clusters(net, test, crop, seed=seed, device=embed.get('device', 'auto'), workers=embed.get('workers', 0))
+    return arrays

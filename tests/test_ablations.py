@@ -10,11 +10,11 @@ import sys
 
 import pytest
 from conftest import ROOT, python
-from selfclass.ablations import Experiment, choose_grids, collect_grid, main, plan, queue_states, queue_words, read_grids, run_scores, table_csv, table_html, table_markdown, with_settings
+from selfclass.ablations import Experiment, choose_grids, collect_grid, main, plan, queue_states, queue_words, read_grids, run_scores, table_csv, table_html, table_markdown
 from selfclass.core import read_yaml
 from selfclass.errors import ParamsError
 from selfclass.published import published
-from selfclass.run import read_params
+from selfclass.run import read_params, with_settings
 
 BASE, GRIDS = read_grids()
 PARAMS = {'digits': read_params(ROOT/'conf'/'digits.yaml'), 'imagenet': read_params(ROOT/'conf'/'imagenet-100ep.yaml')}
