@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageOps
 
-from .core import _Yaml12, load_arrays, load_json, nearest, require, save_arrays, save_json
+from .core import Yaml12Loader, load_arrays, load_json, nearest, require, save_arrays, save_json, save_text
 from .errors import DataError, MissingInputError, ParamsError
 from .metrics import _chosen_head, _known_classes
 
@@ -150,8 +150,8 @@ def _complete(result):
     n, c = result.probs.shape
     result.features = _rows(result.probs if result.features is None else result.features, 'features', n, np.float32, (None,))
     result.cluster = _rows(result.probs.argmax(1) if result.cluster is None else result.cluster, 'cluster', n, np.int64, ())
-    if n and not (0 <= result.cluster.min() and result.cluster.max() < c):
-        raise DataError(f'cluster should lie in 0..{c - 1}, found {result.cluster.min()}..{result.cluster.max()}; add a column to probs for a new cluster')
+    if n and not (-1 <= result.cluster.min() and result.cluster.max() < c):
+        raise DataError(f'cluster should lie in 0..{c - 1}, or be -1 for an image in none, found {result.cluster.min()}..{result.cluster.max()}; add a column to probs for a new cluster')
     result.names = check_names([f'cluster {i}' for i in range(c)] if result.names is None else result.names, c)
     for name, dtype, shape in (('paths', str, ()), ('pixels', np.uint8, (3, None, None)), ('labels', np.int64, ())):
         if getattr(result, name) is not None:
@@ -176,7 +176,7 @@ class ClusterResult:
     names : list of C str                default: cluster 0, cluster 1, …
     labels : int64 array (N,) or None    true classes where they are known; never used in training
     class_names : list of str or None    what the labels are called
-    cluster : int64 array (N,)           default: the most probable one; people may change it
+    cluster : int64 array (N,)           default: the most probable one; people may change it; -1: in none
     facts : dict                         seed, protocol, revision, data hash, parameters: anything JSON can hold
 
     Raises
@@ -199,9 +199,9 @@ class ClusterResult:
     def __len__(self): return len(self.probs)
     def __repr__(self): return _describe(self)
 
-    sizes = property(lambda self: np.bincount(self.cluster, minlength=self.probs.shape[1]), doc='int array (C,): images of each cluster.')
-    confidence = property(lambda self: _chosen(self)[0], doc='float32 array (N,): probability of the cluster that the image is in.')
-    margin = property(lambda self: np.subtract(*_chosen(self)), doc='float32 array (N,): by how much that exceeds the most probable other cluster; below 0 if moved by hand.')
+    sizes = property(lambda self: np.bincount(self.cluster[self.cluster >= 0], minlength=self.probs.shape[1]), doc='int array (C,): images of each cluster.')
+    confidence = property(lambda self: _chosen(self)[0], doc='float32 array (N,): probability of the cluster that the image is in; 0 in none.')
+    margin = property(lambda self: np.subtract(*_chosen(self)), doc='float32 array (N,): by how much that exceeds the most probable other cluster; below 0 if moved by hand, 0 in none.')
 
     def thumbnails(self, index, size: int = 32) -> np.ndarray:
         "Small square copies, uint8 (n, 3, size, size); a crossed tile where a picture cannot be read."
@@ -213,18 +213,20 @@ class ClusterResult:
 
 # %% ../nbs/66_result.ipynb #0350dd59
 def _chosen(result):
-    "Probability of each image's own cluster, and of the most probable other one (0 with a single cluster)."
-    rows, others = np.arange(len(result)), result.probs.copy()
-    own = result.probs[rows, result.cluster]
+    "Probability of each image's own cluster, and of the most probable other one (0 with a single cluster); both 0 for an image in none."
+    rows, others, placed = np.arange(len(result)), result.probs.copy(), result.cluster >= 0
+    own = np.where(placed, result.probs[rows, result.cluster], 0)
     others[rows, result.cluster] = 0
-    return own, others.max(1, initial=0)
+    return own, np.where(placed, others.max(1, initial=0), 0)
 
 
 def _describe(result):
     "One line for people."
     where = f'from {result.root}' if result.root else 'held in memory' if result.pixels is not None else 'without pictures'
-    mean = f', mean confidence {result.confidence.mean():.2f}' if len(result) else ''
-    return f'ClusterResult: {len(result):,} images in {np.count_nonzero(result.sizes)} of {len(result.names)} clusters, {where}{mean}'
+    placed = result.cluster >= 0
+    mean = f', mean confidence {result.confidence[placed].mean():.2f}' if placed.any() else ''
+    none = f' and {np.count_nonzero(~placed):,} in none' if not placed.all() else ''
+    return f'ClusterResult: {len(result):,} images in {np.count_nonzero(result.sizes)} of {len(result.names)} clusters{none}, {where}{mean}'
 
 
 def _thumbnails(result, index, size):
@@ -243,17 +245,6 @@ def _thumbnails(result, index, size):
 _COLUMNS = ('path', 'cluster', 'name', 'confidence', 'margin')
 
 
-def _written(path, write):
-    "Write a text file all or nothing: `write` gets it open."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + '.part')
-    with part.open('w', encoding='utf-8', errors='surrogateescape', newline='') as file:
-        write(file)
-    part.replace(path)
-    return path
-
-
 def write_labels(result: ClusterResult, file) -> Path:
     """Write the table of a result.
 
@@ -267,14 +258,14 @@ def write_labels(result: ClusterResult, file) -> Path:
     Path                     the file
     """
     paths = range(len(result)) if result.paths is None else result.paths
-    names = [result.names[c] for c in result.cluster]
+    names = [result.names[c] if c >= 0 else '' for c in result.cluster]
     numbers = ([f'{value:.4f}' for value in column] for column in (result.confidence, result.margin))
 
     def write(out):
         table = csv.writer(out, lineterminator='\n')
         table.writerow(_COLUMNS)
         table.writerows(zip(paths, result.cluster, names, *numbers))
-    return _written(file, write)
+    return save_text(file, write)
 
 # %% ../nbs/66_result.ipynb #50d543da
 def write_names(result: ClusterResult, file) -> Path:
@@ -290,13 +281,13 @@ def write_names(result: ClusterResult, file) -> Path:
     Path                     the file
     """
     lines = [f'{_name_line(c, name)}   # {size} image{"s" * (size != 1)}\n' for c, (name, size) in enumerate(zip(result.names, result.sizes.tolist()))]
-    return _written(file, lambda out: out.writelines(['# Write a name behind each number, then: selfclass export RESULT --names THIS_FILE\n', *lines]))
+    return save_text(file, lambda out: out.writelines(['# Write a name behind each number, then: selfclass export RESULT --names THIS_FILE\n', *lines]))
 
 
 def _name_line(c, name):
     "A line of YAML; in quotes where it would otherwise be read as something else."
     plain = yaml.safe_dump({c: name}, allow_unicode=True, width=10**9).strip()
-    return plain if yaml.load(plain, _Yaml12) == {c: name} else f'{c}: {json.dumps(name, ensure_ascii=False)}'
+    return plain if yaml.load(plain, Yaml12Loader) == {c: name} else f'{c}: {json.dumps(name, ensure_ascii=False)}'
 
 
 def read_names(file) -> dict:
@@ -319,7 +310,7 @@ def read_names(file) -> dict:
         raise MissingInputError(f'{file} is not there; write lines such as `3: zebra` into it, or edit the names.yaml of the result')
     with Path(file).open(encoding='utf-8') as text:
         try:
-            found = yaml.load(text, _Yaml12)
+            found = yaml.load(text, Yaml12Loader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ParamsError(f'{file} is not valid YAML ({getattr(error, "problem", error)}); write lines such as `3: zebra`') from None
     if not isinstance(found, dict) or not all(type(value) in (str, int) for value in found.values()):
