@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['decode', 'fit_square', 'Encoded', 'PackedBytes', 'ParquetRows', 'ImageSet', 'from_arrays', 'write_digits',
            'data_root', 'voc_targets', 'load_images', 'to_pixels', 'load_splits', 'readable', 'folder_pictures',
-           'data_hash', 'show_grid']
+           'is_picture_folder', 'data_hash', 'show_grid']
 
 # %% ../nbs/10_data.ipynb #002-2eaede08
 import csv, hashlib, io, json, math, operator, os, re, tempfile, time
@@ -1224,6 +1224,27 @@ def _why_unreadable(images, i):
 def _has_text_name(path):
     "Whether a path can be written down: the bytes of an old archive may be no letters."
     return str(path) == str(path).encode(errors='replace').decode()
+
+# %% ../nbs/10_data.ipynb #d3ab6b6f
+def is_picture_folder(source) -> bool:
+    """Whether a source is a folder of picture files: no name of a set, no file, no folder of Parquet files.
+
+    Parameters
+    ----------
+    source : anything that `load_images` takes
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    DataError        a folder of Parquet files of several sets
+    """
+    if not isinstance(source, (str, Path)) or source in _NAMES:
+        return False
+    path = Path(source).expanduser()
+    return path.is_dir() and not _parquet_files(path)
 
 # %% ../nbs/10_data.ipynb #b507cd29
 def data_hash(images: ImageSet) -> str:
