@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL', 'REFINED', 'HAND', 'State', 'clean_name', 'start_state', 'apply_edit', 'Curation', 'curate', 'cluster_rows',
            'prototypes', 'neighbours', 'class_table', 'propose_split', 'propose_refine', 'save_session', 'load_session',
-           'export_labels', 'export_names']
+           'curated_result', 'export_labels', 'export_names']
 
 # %% ../nbs/68_curation.ipynb #70b232ea
 import csv, json
@@ -88,10 +88,12 @@ def start_state(result: ClusterResult) -> State:
     -------
     State
     """
-    n, names = len(result.cluster), tuple(clean_name(name) or f'cluster {c}' for c, name in enumerate(result.names))
-    cluster = np.asarray(result.cluster, np.int64)
-    return State(cluster, names, tuple(range(len(names))), np.asarray(result.confidence, np.float32), np.asarray(result.margin, np.float32),
-                 np.full(n, MODEL, np.int8), np.full(n, -1, np.int64))
+    cluster, names = np.asarray(result.cluster, np.int64), []
+    for c, name in enumerate(result.names):
+        name = clean_name(name) or f'cluster {c}'
+        names.append(name if name not in names else f'{name} ({c})')
+    return State(cluster, tuple(names), tuple(range(len(names))), np.asarray(result.confidence, np.float32), np.asarray(result.margin, np.float32),
+                 np.where(cluster >= 0, MODEL, HAND).astype(np.int8), np.full(len(cluster), -1, np.int64))
 
 # %% ../nbs/68_curation.ipynb #52a70786
 def _living(state, cluster):
@@ -125,12 +127,27 @@ def _rename(result, state, cluster: int, name: str):
         raise ParamsError(f'a name {reason}; cluster {cluster} keeps {state.names[cluster]!r}')
     return replace(state, names=state.names[:cluster] + (name,) + state.names[cluster + 1:])
 
+# %% ../nbs/68_curation.ipynb #b100fa62
+def _model_rows(result, state, images):
+    "What the model gives each cluster, float32 (n, len(into)): a merged one has the sum of its parts, a part that was split off has what its whole had."
+    known, now = result.probs.shape[1], state.cluster[images]
+    rows = np.zeros((len(images), len(state.into)), np.float32)
+    rows[:, :known] = result.probs[images]
+    for c in (c for c in range(known) if state.into[c] != c):
+        rows[:, state.into[c]] += rows[:, c]
+        rows[:, c] = 0
+    home = np.array(state.into)[result.cluster[images]]
+    apart = np.flatnonzero((home != now) & (now >= 0) & (state.source[images] == MODEL))
+    rows[apart, now[apart]] += rows[apart, home[apart]]
+    rows[apart, home[apart]] = 0
+    return rows
 
-def _summed(result, state, images, columns):
-    "Confidence and margin of images in a cluster that these columns of the model speak for."
-    mine = result.probs[np.ix_(images, columns)].sum(1)
-    others = np.delete(result.probs[images], columns, axis=1).max(1, initial=0)
-    return np.maximum(mine, state.confidence[images]), np.maximum(mine - others, state.margin[images])
+# %% ../nbs/68_curation.ipynb #211e68ac
+def _lead(rows, cluster):
+    "Confidence and margin of images with these probabilities in these clusters."
+    at, others = np.arange(len(rows)), rows.copy()
+    others[at, cluster] = 0
+    return rows[at, cluster], rows[at, cluster] - others.max(1, initial=0)
 
 
 def _merge(result, state, clusters: list, into: int):
@@ -138,12 +155,11 @@ def _merge(result, state, clusters: list, into: int):
     clusters, into = sorted({_living(state, c) for c in clusters}), _living(state, into)
     if into not in clusters or len(clusters) < 2:
         raise ParamsError(f'a merge needs at least two clusters, and the one they go into among them; found {clusters} into {into}')
-    columns = [c for c in range(result.probs.shape[1]) if state.into[c] in clusters]
-    moved = np.flatnonzero(np.isin(state.cluster, clusters) & (state.source == MODEL))
-    confidence, margin = _summed(result, state, moved, columns)
-    return replace(state, cluster=np.where(np.isin(state.cluster, clusters), into, state.cluster), rejected=np.where(np.isin(state.rejected, clusters), into, state.rejected),
-                   into=tuple(into if target in clusters else target for target in state.into),
-                   confidence=_put(state.confidence, moved, confidence), margin=_put(state.margin, moved, margin))
+    after = replace(state, into=tuple(into if target in clusters else target for target in state.into),
+                    **{name: np.where(np.isin(getattr(state, name), clusters), into, getattr(state, name)) for name in ('cluster', 'rejected')})
+    model = np.flatnonzero(state.source == MODEL)
+    confidence, margin = _lead(_model_rows(result, after, model), after.cluster[model])
+    return replace(after, confidence=_put(state.confidence, model, confidence), margin=_put(state.margin, model, margin))
 
 # %% ../nbs/68_curation.ipynb #56a8de95
 def _split(result, state, cluster: int, images: list, parts: list):
@@ -491,6 +507,54 @@ def load_session(result: ClusterResult, file: str | Path) -> Curation:
         if isinstance(error, SelfclassError):
             raise
         raise DataError(f'{file} is damaged ({type(error).__name__}: {error}); remove it to begin again') from None
+
+# %% ../nbs/68_curation.ipynb #c688ed82
+def _shares(weights, free, total):
+    "Rows that sum to `total` (n,): proportional to the weights of the free columns, even where those weigh nothing."
+    weights = np.where(free, weights, 0)
+    weights = np.where(weights.any(1, keepdims=True), weights, free)
+    return weights / np.maximum(weights.sum(1, keepdims=True), np.float32(1e-30)) * total[:, None]
+
+
+def _bent(rows, cluster, confidence, margin):
+    "Rows in which each image has this confidence in its cluster, and the best other cluster is so far behind."
+    at, n_others, left = np.arange(len(rows)), rows.shape[1] - 1, 1 - confidence
+    free = np.ones(rows.shape, bool)
+    free[at, cluster] = False
+    rest = _shares(rows, free, left)
+    best, largest, wanted = rest.argmax(1), rest.max(1, initial=0), confidence - margin
+    even, alone = free * (left / max(n_others, 1))[:, None], np.zeros_like(rest)
+    alone[at, best] = left
+    target = np.where((wanted < largest)[:, None], even, alone)
+    gap = largest - target[at, best]
+    keep = np.clip(np.divide(wanted - target[at, best], gap, out=np.zeros_like(gap), where=gap != 0), 0, 1)[:, None]
+    bent = keep * rest + (1 - keep) * target
+    bent[at, cluster] = confidence if n_others else 1
+    return bent
+
+# %% ../nbs/68_curation.ipynb #2a901251
+def curated_result(curation: Curation) -> ClusterResult:
+    """What clustering gave and a person made of it, as a result of its own: to save, to sort, to report, to open again.
+
+    Parameters
+    ----------
+    curation : Curation
+
+    Returns
+    -------
+    ClusterResult   clusters that were not merged away, renumbered from 0 in their order; cluster -1 for images marked as wrong; facts also count the `edits`.
+                    Confidence and margin are those of the state; the pictures, features and places are shared with the result before
+    """
+    result, state = curation.result, curation.state
+    number = np.full(len(state.into) + 1, -1)
+    number[state.alive] = np.arange(len(state.alive))
+    cluster, wrong = number[state.cluster], number[state.rejected]
+    probs = _model_rows(result, state, np.arange(len(cluster)))[:, state.alive]
+    bent = np.flatnonzero((cluster >= 0) & (state.source != MODEL))
+    probs[bent] = _bent(probs[bent], cluster[bent], state.confidence[bent], state.margin[bent])
+    out = np.flatnonzero(cluster < 0)
+    probs[out] = _shares(probs[out], (np.arange(probs.shape[1]) != wrong[out, None]) | (probs.shape[1] == 1), np.ones(len(out), np.float32))
+    return replace(result, probs=probs, cluster=cluster, names=[state.names[c] for c in state.alive], facts=result.facts | {'edits': len(curation.edits)})
 
 # %% ../nbs/68_curation.ipynb #0682f403
 def export_labels(curation: Curation, file: str | Path) -> Path:
