@@ -1,4 +1,6 @@
 """What a person decided in the explorer, as a result that everything else reads."""
+import csv
+
 import numpy as np
 import pytest
 
@@ -101,3 +103,21 @@ def test_a_part_split_off_and_merged_elsewhere_takes_its_share_along():
     assert len(part)
     np.testing.assert_allclose(curated_result(curation).confidence[part], result.probs[part][:, [0, 1]].sum(1), atol=1e-6)
     agrees(curated_result(curation), curation)
+
+
+def test_the_exported_files_use_the_numbers_of_the_curated_result(tmp_path):
+    "Also where a name of a cluster that was merged away is in use again."
+    curation = an_afternoon(blobs())
+    curated = curated_result(curation)
+    names = read_names(export_names(curation, tmp_path/'names.yaml'))
+    assert names == dict(enumerate(curated.names))
+    assert rename_clusters(curated, names | {1: 'five'}).names[1] == 'five'
+    with export_labels(curation, tmp_path/'labels.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row['cluster']) for row in rows] == curated.cluster.tolist()
+    assert [row['name'] for row in rows] == [curated.names[c] for c in curated.cluster]
+
+
+def test_a_cluster_keeps_no_name_of_a_living_one():
+    reused = curate(blobs()).do('merge', clusters=[1, 2], into=2).do('rename', cluster=3, name='cluster 1')
+    assert curated_result(reused).names == ['cluster 0', 'cluster 2', 'cluster 1', 'cluster 4', 'cluster 5']
