@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['decode', 'fit_square', 'Encoded', 'PackedBytes', 'ParquetRows', 'ImageSet', 'from_arrays', 'write_digits',
-           'data_root', 'voc_targets', 'load_images', 'to_pixels', 'load_splits', 'readable', 'data_hash', 'show_grid']
+           'data_root', 'voc_targets', 'load_images', 'to_pixels', 'load_splits', 'readable', 'folder_pictures',
+           'is_picture_folder', 'data_hash', 'show_grid']
 
 # %% ../nbs/10_data.ipynb #002-2eaede08
 import csv, hashlib, io, json, math, operator, os, re, tempfile, time
@@ -1182,6 +1183,70 @@ def readable(images: ImageSet) -> np.ndarray:
     return np.flatnonzero(kept)
 
 # %% ../nbs/10_data.ipynb #184-674fbbb5
+def folder_pictures(folder) -> tuple[ImageSet, list]:
+    """All pictures below a folder that can be decoded; names of sub-folders mean nothing.
+
+    Parameters
+    ----------
+    folder : str or Path
+
+    Returns
+    -------
+    ImageSet                       files in the order of their paths, without labels; not yet decoded
+    list of (path, reason)         those that cannot; relative to the folder
+
+    Raises
+    ------
+    DataError                      there is no such folder, or no readable picture in it
+    """
+    folder = Path(folder).expanduser().absolute()
+    if not folder.is_dir():
+        raise DataError(f'{folder} is no folder; give the one that the pictures lie in')
+    files = _pictures_below(folder)
+    _check_folder(folder, files, ())
+    found = ImageSet(folder.name or 'pictures', files=tuple(files))
+    good = np.array([i for i in readable(found) if _has_text_name(files[i])], int)
+    skipped = [(files[i].relative_to(folder).as_posix(), _why_unreadable(found, i)) for i in np.setdiff1d(np.arange(len(files)), good)]
+    if not len(good):
+        raise DataError(f'none of the {len(files)} pictures in {folder} can be read, the first because: {skipped[0][1]}; check the files')
+    return found.subset(good), skipped
+
+
+def _why_unreadable(images, i):
+    "What is wrong with a picture, without its name and without advice."
+    try:
+        images[i]
+    except DataError as error:
+        return str(error).partition(' cannot be decoded (')[2].rpartition('); ')[0] or str(error)
+    return 'its name is not valid UTF-8; rename it'
+
+
+def _has_text_name(path):
+    "Whether a path can be written down: the bytes of an old archive may be no letters."
+    return str(path) == str(path).encode(errors='replace').decode()
+
+# %% ../nbs/10_data.ipynb #d3ab6b6f
+def is_picture_folder(source) -> bool:
+    """Whether a source is a folder of picture files: no name of a set, no file, no folder of Parquet files.
+
+    Parameters
+    ----------
+    source : anything that `load_images` takes
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    DataError        a folder of Parquet files of several sets
+    """
+    if not isinstance(source, (str, Path)) or source in _NAMES:
+        return False
+    path = Path(source).expanduser()
+    return path.is_dir() and not _parquet_files(path)
+
+# %% ../nbs/10_data.ipynb #b507cd29
 def data_hash(images: ImageSet) -> str:
     """16 hexadecimal digits (SHA-256) that change when a picture, its place in the order, or a label changes.
 
@@ -1200,7 +1265,7 @@ def data_hash(images: ImageSet) -> str:
     for i in _watched(range(len(images)), len(images), f'hashing {images.name}'):
         source = _encoded(images, i)
         name, content = ('', source) if isinstance(source, bytes) else (source.name, source.read_bytes())
-        digest.update(f'{name}/{len(content)}/'.encode() + content)
+        digest.update(f'{name}/{len(content)}/'.encode(errors='surrogateescape') + content)
     return digest.hexdigest()[:16]
 
 # %% ../nbs/10_data.ipynb #188-9565eaa3

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from .errors import DataError
 from .result import ClusterResult
 
@@ -47,10 +49,11 @@ def _same(name):
 
 # %% ../nbs/69_sorting.ipynb #c7d521c0
 class Step(NamedTuple):
-    "One picture, where it is and where it would go."
+    "One picture, where it is and where it would go; `target` is what a link should lead to afterwards, None for a file."
     image: int
     source: Path
     destination: Path
+    target: Path | None = None
 
 
 class Plan(NamedTuple):
@@ -58,8 +61,23 @@ class Plan(NamedTuple):
     steps: list        # of Step
     settled: int       # pictures that are there already
     missing: list      # of Path: pictures that are not where the result says
+    apart: int = 0     # pictures in no cluster (-1), which stay where they are
+
+# %% ../nbs/69_sorting.ipynb #3ece7f35
+def _with_targets(steps, root):
+    "The same steps, links first, each with what it has to lead to."
+    top, real = Path(os.path.realpath(root)), [Path(os.path.realpath(step.source)) for step in steps]
+    linked = [path != _unlinked(step.source, root, top) for step, path in zip(steps, real)]
+    places = {path: step.destination for step, path, link in zip(steps, real, linked) if not link}
+    steps = [step._replace(target=places.get(path, path)) if link else step for step, path, link in zip(steps, real, linked)]
+    return sorted(steps, key=lambda step: step.target is None)
 
 
+def _unlinked(source, root, top):
+    "The real path that a file has if neither it nor a folder between it and the root is a link."
+    return top/source.relative_to(root) if source.is_relative_to(root) else Path(os.path.realpath(source.parent), source.name)
+
+# %% ../nbs/69_sorting.ipynb #bf166b6f
 def sorting_plan(result: ClusterResult, target) -> Plan:
     """Where each picture of a result would go.
 
@@ -78,17 +96,18 @@ def sorting_plan(result: ClusterResult, target) -> Plan:
     """
     if result.root is None or result.paths is None:
         raise DataError('the pictures of this result are no files; sort a result of a folder of pictures')
-    target = Path(target).absolute()
+    target, root = Path(target).absolute(), Path(os.path.normpath(result.root))
     if target.exists() and not target.is_dir():
         raise DataError(f'{target} is a file; name a folder, which need not exist')
-    folders, plan, free = [target/name for name in folder_names(result.names)], Plan([], 0, []), _Free()
-    for image, (path, c) in enumerate(zip(result.paths, result.cluster.tolist())):
-        source = Path(os.path.normpath(result.root/str(path)))
+    folders, steps, missing, free = [target/name for name in folder_names(result.names)], [], [], _Free()
+    placed = np.flatnonzero(result.cluster >= 0).tolist()
+    for image in placed:
+        source = Path(os.path.normpath(root/str(result.paths[image])))
         if not source.is_file():
-            plan.missing.append(source)
-        elif (destination := free(folders[c], source)) is not None:
-            plan.steps.append(Step(image, source, destination))
-    return plan._replace(settled=len(result) - len(plan.steps) - len(plan.missing))
+            missing.append(source)
+        elif (destination := free(folders[result.cluster[image]], source)) is not None:
+            steps.append(Step(image, source, destination))
+    return Plan(_with_targets(steps, root), len(placed) - len(steps) - len(missing), missing, len(result) - len(placed))
 
 # %% ../nbs/69_sorting.ipynb #20a283f3
 class _Free:
@@ -125,10 +144,20 @@ def _numbered(name, k):
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-def move_file(source: Path, destination: Path):
-    "Move a file to a place where nothing is; FileExistsError if something is."
-    if source.is_symlink():
-        os.symlink(os.path.realpath(source), destination)
+def move_file(source: Path, destination: Path, target: Path | None = None):
+    """Move a file, or a link, to a place where nothing is.
+
+    Parameters
+    ----------
+    source, destination : Path
+    target : Path or None      what a link should lead to afterwards; None: what it leads to now. A file behind a linked folder stays, and gets a link
+
+    Raises
+    ------
+    FileExistsError            something is at the destination;  OSError: it cannot be put there. The source is then where it was
+    """
+    if target or source.is_symlink():
+        os.symlink(target or os.path.realpath(source), destination)
     else:
         try:
             os.link(source, destination)
@@ -136,11 +165,22 @@ def move_file(source: Path, destination: Path):
             if error.errno not in _NO_LINKS:
                 raise
             _copy(source, destination)
-    source.unlink()
+    if target is None or source.is_symlink():
+        source.unlink()
 
+# %% ../nbs/69_sorting.ipynb #278b6dce
+def link_file(source: Path, destination: Path, target: Path | None = None):
+    """A second name for a file, in a place where nothing is: a hard link, or a symbolic one where the file system has none.
 
-def link_file(source: Path, destination: Path):
-    "A second name for a file, in a place where nothing is: a hard link, or a symbolic one where the file system has none."
+    Parameters
+    ----------
+    source, destination : Path
+    target : Path or None      as for `move_file`; nothing is moved here, so a link leads where it leads
+
+    Raises
+    ------
+    FileExistsError            something is at the destination;  OSError: it cannot be put there
+    """
     whole = os.path.realpath(source)
     try:
         os.link(whole, destination)
@@ -169,7 +209,7 @@ def sort_files(steps: Sequence[Step], put: Callable, record) -> Iterator[Step]:
     Parameters
     ----------
     steps : sequence of Step
-    put : callable          `move_file` or `link_file`
+    put : callable          `move_file` or `link_file`: source, destination, target
     record : str or Path    csv to which each step is added before it is done: from, to
 
     Yields
@@ -189,12 +229,22 @@ def sort_files(steps: Sequence[Step], put: Callable, record) -> Iterator[Step]:
         for step in steps:
             step.destination.parent.mkdir(parents=True, exist_ok=True)
             table.writerow([step.source, step.destination])                 # said first: whatever ends the program, no file is where nobody knows
-            put(step.source, step.destination)
+            put(step.source, step.destination, step.target)
             yield step
 
 
 def moved_result(result: ClusterResult, steps: Sequence[Step]) -> ClusterResult:
-    "The result with the paths of its pictures after these steps, still relative to its root."
+    """The result with the paths of its pictures after these steps, still relative to its root.
+
+    Parameters
+    ----------
+    result : ClusterResult
+    steps : sequence of Step    that were carried out
+
+    Returns
+    -------
+    ClusterResult
+    """
     paths = result.paths.astype(object)
     for step in steps:
         paths[step.image] = Path(os.path.relpath(step.destination, result.root)).as_posix()

@@ -23,7 +23,7 @@ import selfclass
 from selfclass import estimator
 from selfclass.data import load_images
 from selfclass.errors import DataError, MissingInputError, ParamsError, TrainingError
-from selfclass.estimator import ClusterCount, SelfClassifier, estimate_n_clusters
+from selfclass.estimator import ClusterCount, SelfClassifier, UnreadablePictureWarning, estimate_n_clusters
 
 SMALL = dict(backbone=dict(backbone='convnet', width=4, hidden=None, dim=16, classes=[3, 3, 5]), epochs=2, batch_size=16, device='cpu', verbose=0, random_state=0)
 
@@ -150,6 +150,31 @@ def test_bad_pictures_are_named(fitted, tmp_path):
         fitted.predict([tmp_path/'broken.png'])
 
 
+def write_shapes(shapes, folder, places):
+    "Pictures as files at these places below a folder."
+    for i, place in enumerate(places):
+        (folder/place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(shapes.pixels[i].permute(1, 2, 0).numpy()).save(folder/place)
+
+
+def test_a_folder_means_all_pictures_below_it(shapes, fitted, tmp_path):
+    "As for `selfclass cluster`: loose files beside sub-folders, sub-folders called like splits, a file that is broken."
+    places = ['2019/march/0.png', 'loose.png', 'test/0.png', 'train/0.png', 'train/1.png', 'z.png']
+    write_shapes(shapes, tmp_path, places)
+    whole = SelfClassifier(3, **{**SMALL, 'batch_size': 4}).fit(str(tmp_path))
+    assert whole.labels_.shape == (6,) and np.array_equal(whole.labels_, whole.predict([tmp_path/place for place in places])) and np.array_equal(whole.labels_, whole.predict(tmp_path))
+    assert whole.result(tmp_path).paths.tolist() == places and whole.result(tmp_path/'train').root == tmp_path/'train'
+    (tmp_path/'test'/'broken.png').write_bytes(b'no picture')
+    with pytest.warns(UnreadablePictureWarning, match='1 of 7 pictures .* left out: test/broken.png'):
+        learned = SelfClassifier(3, **{**SMALL, 'batch_size': 4}).fit(tmp_path)
+    assert np.array_equal(learned.embedding_, whole.embedding_)
+    with pytest.warns(UnreadablePictureWarning, match='test/broken.png'):
+        assert np.array_equal(learned.predict(tmp_path), whole.labels_)
+    with pytest.warns(UnreadablePictureWarning):
+        assert learned.result(tmp_path).paths.tolist() == places
+    assert load_images(tmp_path/'train').unlabelled.subset([0]).files[0].name == '0.png' and fitted.predict(load_images(tmp_path/'train')).shape == (2,)
+
+
 @pytest.mark.parametrize('wrong, words', [
     (dict(n_clusters=0), 'n_clusters'), (dict(n_clusters=2.5), 'n_clusters'), (dict(n_clusters=[]), 'n_clusters'), (dict(n_clusters=[3, 3]), 'n_clusters'), (dict(epochs=0), 'epochs'),
     (dict(batch_size='large'), 'batch_size'), (dict(backbone='resnet19'), 'resnet18'), (dict(views='glyph'), 'glyphs'), (dict(views=dict(preset='glyphs', rotaton=3.)), 'rotation'),
@@ -188,6 +213,12 @@ def test_score(shapes, fitted):
     words = np.array(shapes.class_names)[labels]
     assert fitted.score(some, labels) == fitted.score(some, words) == fitted.score(some, labels + 7)
     assert fitted.score(some) == fitted.score(some) < 0
+    holes = [None if i % 5 == 0 else word for i, word in enumerate(words.tolist())]
+    assert fitted.score(some, holes) == fitted.score(some, pd.Series(holes)) == fitted.score(some, np.where(np.arange(60) % 5 == 0, -1, labels))
+    named = fitted.result(some, holes)
+    assert named.labels.min() == -1 and [named.class_names[c] for c in named.labels if c >= 0] == [word for word in holes if word]
+    with pytest.raises(DataError, match='mixes words and numbers, found .* and 1;'):
+        fitted.score(some, [*words[:-1], 1])
     with pytest.raises(DataError, match='one entry per image'):
         fitted.score(some, labels[:5])
     with pytest.raises(NotFittedError):

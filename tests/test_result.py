@@ -7,7 +7,7 @@ import pytest
 from conftest import python
 from PIL import Image
 from selfclass.errors import DataError, MissingInputError
-from selfclass.result import ClusterResult, load_result, plane, read_names, rename_clusters, write_names
+from selfclass.result import ClusterResult, load_result, merge_clusters, plane, read_names, regroup, rename_clusters, write_names
 
 HOSTILE = ['plain.png', 'a, b.png', 'say "cheese".png', 'two\nlines.png', '-rf.png', '<img src=x>.png', '=1+1.png', 'sub/猫.png', 'x' * 251 + '.png',
            os.fsdecode(b'latin-\xe9.png')]
@@ -73,6 +73,36 @@ def test_a_folder_that_json_cannot_name_is_refused(tmp_path):
 def test_names_survive_their_file(name, tmp_path):
     result = rename_clusters(ClusterResult(np.eye(3), xy=np.zeros((3, 2))), {1: name})
     assert rename_clusters(ClusterResult(np.eye(3), xy=np.zeros((3, 2))), read_names(write_names(result, tmp_path/'names.yaml'))).names == result.names
+
+
+def test_pictures_in_no_cluster_keep_their_line(photos, tmp_path):
+    result = result_of(photos, cluster=[-1, 0, 1, 2] + [0] * (len(HOSTILE) - 4))
+    again = load_result(result.save(tmp_path/'result'))
+    assert again.cluster[0] == -1 and again.sizes.sum() == len(HOSTILE) - 1 and (again.confidence[0], again.margin[0]) == (0, 0)
+    assert (tmp_path/'result'/'labels.csv').read_text(errors='surrogateescape').splitlines()[1] == 'plain.png,-1,,0.0000,0.0000'
+    assert '1 in none' in repr(again)
+    with pytest.raises(DataError, match='or be -1'):
+        result_of(photos, cluster=[-2] * len(HOSTILE))
+
+
+def test_no_cell_is_a_formula(photos, tmp_path):
+    "A hostile archive brings files that a spreadsheet would run; the path of each still leads to its file."
+    result_of(photos, names=['=HYPERLINK("http://x")', '+1', 'plain']).save(tmp_path/'result')
+    with (tmp_path/'result'/'labels.csv').open(encoding='utf-8', errors='surrogateescape', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert not [cell for row in rows for column, cell in row.items() if cell.startswith(('=', '+', '-', '@', '\t', '\r')) and column in ('path', 'name')]
+    assert all((photos/row['path']).is_file() for row in rows) and {row['path'] for row in rows} >= {'./=1+1.png', './-rf.png', 'plain.png'}
+    assert load_result(tmp_path/'result').paths.tolist() == HOSTILE and load_result(tmp_path/'result').names[1] == '+1'
+
+
+def test_merging_keeps_numbers_and_sorts_new_pictures(tmp_path):
+    probs = np.random.default_rng(0).dirichlet(np.ones(5), 60).astype(np.float32)
+    result = ClusterResult(probs, xy=probs[:, :2], names=['a', 'b', 'c', 'd', 'e'])
+    merged = load_result(merge_clusters(result, {3: 1}).save(tmp_path/'result'))
+    assert merged.names == ['a', 'b', 'c', 'cluster 3', 'e'] and merged.sizes[3] == 0 and merged.sizes.sum() == 60
+    assert np.allclose(merged.probs[:, 1], probs[:, 1] + probs[:, 3], atol=1e-6)
+    assert (regroup(result, merged.facts['into'], merged.names).probs == merged.probs).all()
+    assert rename_clusters(merged, {4: 'E'}).facts['into'] == [0, 1, 2, 1, 4]
 
 
 def test_the_plane_keeps_groups_together_beyond_the_anchors():
