@@ -16,9 +16,9 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 
-from .core import array_hash, check_arguments, load_json, nearest, save_json
+from .core import array_hash, check_arguments, load_json, nearest, save_json, save_text
 from .errors import DataError, MissingLabelsError, ParamsError, SelfclassError
-from .result import ClusterResult, _written
+from .result import ClusterResult, no_formula
 
 # %% ../nbs/68_curation.ipynb #04920170
 MODEL, REFINED, HAND = 0, 1, 2              # who placed an image
@@ -590,15 +590,15 @@ def export_labels(curation: Curation, file: str | Path) -> Path:
     Path
     """
     state, n = curation.state, len(curation.state.cluster)
-    paths = range(n) if curation.result.paths is None else curation.result.paths
-    names = np.array([*state.names, ''], object)[state.cluster]
+    paths = map(no_formula, range(n) if curation.result.paths is None else curation.result.paths)
+    names = np.array([*(no_formula(name, "'") for name in state.names), ''], object)[state.cluster]
     numbers = ([f'{value:.4f}' for value in column] for column in (state.confidence, state.margin))
 
     def write(out):
         table = csv.writer(out, lineterminator='\n')
         table.writerow(['path', 'cluster', 'name', 'confidence', 'margin', 'source'])
         table.writerows(zip(paths, _numbers(state)[state.cluster], names, *numbers, np.array(['model', 'refined', 'hand'])[state.source]))
-    return _written(file, write)
+    return save_text(file, write)
 
 # %% ../nbs/68_curation.ipynb #66131056
 def export_names(curation: Curation, file: str | Path) -> Path:
@@ -615,4 +615,4 @@ def export_names(curation: Curation, file: str | Path) -> Path:
     """
     state = curation.state
     lines = [f'{number}: {json.dumps(state.names[c], ensure_ascii=False)}   # {plural(int(state.sizes[c]), "image")}\n' for number, c in enumerate(state.alive)]
-    return _written(file, lambda out: out.writelines(['# To change names: edit them, then selfclass export RESULT --session session.json --names THIS_FILE\n', *lines]))
+    return save_text(file, lambda out: out.writelines(['# To change names: edit them, then selfclass export RESULT --session session.json --names THIS_FILE\n', *lines]))

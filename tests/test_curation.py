@@ -20,10 +20,10 @@ def blobs(n=60, k=6, seed=0, **parts) -> ClusterResult:
 
 
 def an_afternoon(result) -> Curation:
-    "Every kind of edit but a rejection, some on top of others."
+    "Every kind of edit, some on top of others."
     curation = curate(result).do('rename', cluster=0, name='zebra').do('merge', clusters=[1, 2], into=2).do('rename', cluster=3, name='cluster 1')
     curation = curation.do(**propose_split(curation, 2)).do('merge', clusters=[4, 6], into=6).do('move', images=[0, 7], cluster=5).do('gather', images=[11, 12], name='odd')
-    return curation.do(**propose_refine(curation)).do('move', images=[1, 2], cluster=3).do('merge', clusters=[0, 3], into=0)
+    return curation.do(**propose_refine(curation)).do('move', images=[1, 2], cluster=3).do('merge', clusters=[0, 3], into=0).do('reject', images=[3, 11])
 
 
 def agrees(result, curation):
@@ -44,10 +44,11 @@ def test_a_curated_result_says_what_the_person_decided(tmp_path):
     spoken = curation.state.source != REFINED                  # after a merge nobody knows what the probe would have said of the two as one
     np.testing.assert_allclose(curated.margin[spoken], curation.state.margin[spoken], atol=1e-6)
     assert curated.names == ['zebra', 'cluster 2', 'cluster 5', 'cluster 2 (2)', 'odd']
-    assert curated.facts == {'seed': 0, 'edits': 10} and np.array_equal(curated.pixels, result.pixels) and np.array_equal(curated.labels, result.labels)
+    assert curated.facts == {'seed': 0, 'edits': 11} and np.array_equal(curated.pixels, result.pixels) and np.array_equal(curated.labels, result.labels)
     assert np.allclose(curated.probs.sum(1), 1, atol=1e-5) and (curated.probs >= 0).all()
     hand = curation.state.source == HAND
-    assert hand.sum() == 6 and (curated.probs[hand].max(1) == 1).all()
+    assert hand.sum() == 7 and (curated.probs[hand & (curated.cluster >= 0)].max(1) == 1).all()
+    assert np.flatnonzero(curated.cluster < 0).tolist() == [3, 11] and curated.confidence[[3, 11]].tolist() == curated.margin[[3, 11]].tolist() == [0, 0]
 
 
 def test_a_curated_result_is_saved_and_opened_like_any_other(tmp_path):
@@ -55,6 +56,7 @@ def test_a_curated_result_is_saved_and_opened_like_any_other(tmp_path):
     opened = load_result(curated_result(curation).save(tmp_path/'curated'))
     agrees(opened, curation)
     assert np.array_equal(curate(opened).state.confidence, opened.confidence)
+    assert curate(opened).state.source[[3, 11]].tolist() == [HAND, HAND] and (curate(opened).state.cluster[[3, 11]] == -1).all()
     again = curate(opened).do('merge', clusters=[0, 1], into=0).do('rename', cluster=0, name='both')
     assert curated_result(again).names == ['both', 'cluster 5', 'cluster 2 (2)', 'odd']
 
@@ -115,7 +117,7 @@ def test_the_exported_files_use_the_numbers_of_the_curated_result(tmp_path):
     with export_labels(curation, tmp_path/'labels.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
     assert [int(row['cluster']) for row in rows] == curated.cluster.tolist()
-    assert [row['name'] for row in rows] == [curated.names[c] for c in curated.cluster]
+    assert [row['name'] for row in rows] == [curated.names[c] if c >= 0 else '' for c in curated.cluster]
 
 
 def test_a_cluster_keeps_no_name_of_a_living_one():
