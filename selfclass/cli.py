@@ -97,7 +97,7 @@ def _check_place(folder):
         with suppress(OSError):                 # another process has been here
             folder.rmdir()
 
-
+# %% ../nbs/72_cli.ipynb #cc00d188
 def train(params_file: str, out: str, data: str | None = None, dataset: str | None = None, method: str | None = None, seed: int = 0) -> dict:
     """Train one method on one data set by a params file; alone, or as one of several processes.
 
@@ -177,7 +177,7 @@ def _trained(images, room, key, clusters, epochs, seed, views, device, workers):
         _train_now(SelfClassifier(clusters, views=views, epochs=epochs or 'auto', random_state=seed, device=device, workers=workers, checkpoints=str(room)), images, room, key)
     return SelfClassifier.load(room/'model').set_params(workers=workers), load_json(done)['warned']         # read also if it was written just now: each call sees the same network
 
-
+# %% ../nbs/72_cli.ipynb #c8fbdbb0
 def _train_now(estimator, images, room, key):
     "Train, and write model and warnings into `room`."
     with warnings.catch_warnings(record=True) as caught, _gone_on_later():
@@ -201,7 +201,7 @@ def _reused(model, clusters, device):
         raise DataError(f'{model/"result.json"} speaks of other clusters than the model beside it; make the result again, or give its folder model')
     return estimator, about['names'], into, about['facts'].get('size')
 
-
+# %% ../nbs/72_cli.ipynb #9a552a81
 def _refuse_training(**options):
     "ParamsError if something was said that only a training could follow."
     said = [f'--{name}' for name, value in options.items() if value is not None]
@@ -237,7 +237,7 @@ def _write(result, out, skipped):
     write_report(_placed(result), out/'report.html', title, skipped)
     result.save(out)
 
-
+# %% ../nbs/72_cli.ipynb #730b39b8
 def _placed(result):
     "The pictures that are in a cluster; how many are not stands in the facts."
     rows = np.flatnonzero(result.cluster >= 0)
@@ -315,7 +315,7 @@ def cluster(folder: str, out: str, clusters: int | None = None, model: str | Non
     _finish(estimator, result, out, skipped)
     return result
 
-
+# %% ../nbs/72_cli.ipynb #c972add6
 def _finish(estimator, result, out, skipped):
     "Write everything, and take away what was there for a run that breaks off, or of a result that is replaced."
     shutil.rmtree(out/'unedited', ignore_errors=True)
@@ -335,7 +335,7 @@ def _plan_text(plan, target, verb, most=10):
     lines += [f'  {plan.apart:,} in no cluster stay where they are'] if plan.apart else []
     return '\n'.join(lines + ([f'  {len(plan.missing):,} are not where they were, e.g. {_printable(plan.missing[0])}'] if plan.missing else []))
 
-
+# %% ../nbs/72_cli.ipynb #d4660103
 def sort_result(result: ClusterResult, out, target, put) -> tuple[ClusterResult, int]:
     """Put the pictures of a result into folders named after the clusters, and keep the result true.
 
@@ -362,7 +362,7 @@ def sort_result(result: ClusterResult, out, target, put) -> tuple[ClusterResult,
             _write(moved, out, _read_skipped(out))
     return moved, n
 
-
+# %% ../nbs/72_cli.ipynb #8d8e1acb
 def _read_skipped(out):
     "The files that were skipped when the result was made."
     if not (out/'skipped.csv').is_file():
@@ -384,7 +384,7 @@ def _edited(result, folder, session):
             refused = error
     raise refused
 
-
+# %% ../nbs/72_cli.ipynb #65814604
 def _with_edits(curation):
     "The result of a curation; its facts say where each of the model's clusters is now."
     from selfclass.curation import curated_result
@@ -465,7 +465,7 @@ def _sort_options(command):
     where.add_argument('--link', metavar='FOLDER', help='the same with hard links (symbolic ones on another file system); the pictures stay')
     command.add_argument('--yes', action='store_true', help='do what --move or --link show')
 
-
+# %% ../nbs/72_cli.ipynb #b7c2b161
 def _cluster_options(command):
     "Options of `cluster`."
     command.add_argument('folder', metavar='PICTURES', help='folder of pictures; sub-folders count, their names do not')
@@ -488,7 +488,7 @@ def _count(text):
         raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 0 on')
     return int(text)
 
-
+# %% ../nbs/72_cli.ipynb #9e26c255
 def _export_options(command):
     "Options of `export`."
     command.add_argument('result', metavar='RESULT', help='folder of a result')
@@ -510,7 +510,7 @@ def _train_options(command):
     command.add_argument('--rendezvous', metavar='HOST:PORT', help='an address of one of them, when there are several')
     command.add_argument('--patience', type=int, metavar='SECONDS', help='how long to wait for the other machines (default: 600)')
 
-# %% ../nbs/72_cli.ipynb #b7c2b161
+# %% ../nbs/72_cli.ipynb #97df352a
 def _run_train(given):
     "Train; process 0 says how it went."
     chosen = {name: value for name in ('processes', 'nodes', 'rendezvous', 'patience') if (value := getattr(given, name)) is not None}
@@ -522,7 +522,7 @@ def _run_train(given):
         pace = f"{speed['images_per_s']} images/s" if speed['images_per_s'] else 'all epochs were in a checkpoint of an earlier run'
         print(f"{result['health']}\n{given.out}: {pace} with {speed['processes']} process(es)")
 
-
+# %% ../nbs/72_cli.ipynb #f6365e6c
 def _run_cluster(given):
     "Cluster and perhaps sort; say where everything is."
     out = Path(given.out)
@@ -542,7 +542,7 @@ def _run_export(given):
     print(*_merges(result, before), f"{_counts(result)}: {Path(given.result)/'labels.csv'}, {Path(given.result)/'report.html'}", sep='\n')
     _run_sorting(result, given, given.result)
 
-
+# %% ../nbs/72_cli.ipynb #bdfd2b98
 def _counts(result):
     "How many pictures are in how many clusters, and how many in none."
     none = np.count_nonzero(result.cluster < 0)
@@ -553,7 +553,7 @@ def _merges(result, before=()):
     "What was merged now, a line each."
     return [f'merged {_printable(one)}' for one in result.facts.get('merged', []) if one not in before]
 
-# %% ../nbs/72_cli.ipynb #9e26c255
+# %% ../nbs/72_cli.ipynb #95cf5a1b
 def _run_sorting(result, given, out):
     "Sort, or show what sorting would do."
     target, verb, put = (given.move, 'move', move_file) if given.move else (given.link, 'link', link_file)
@@ -566,7 +566,7 @@ def _run_sorting(result, given, out):
         print(_plan_text(sorting_plan(result, target), target, verb))
         print(f'nothing was changed; to do it: selfclass export {shlex.quote(str(out))} --{verb} {shlex.quote(target)} --yes')
 
-
+# %% ../nbs/72_cli.ipynb #f3a32f18
 def _run(given):
     "Do what the command line asks for; what the file system refuses is an error in one line, too."
     try:

@@ -49,7 +49,7 @@ def plane(features: np.ndarray, seed: int = 0, anchors: int = 2000) -> np.ndarra
     xy[others] = _among(features[others], features[laid.index], laid.points)
     return xy
 
-
+# %% ../nbs/66_result.ipynb #f42632e8
 def _among(rows, anchors, points, block=2048, k=3):
     "For each row the mean place of the k anchors nearest to it, weighted by nearness."
     placed = [np.empty((0, 2))]
@@ -74,7 +74,7 @@ def _square(picture, size):
     how = Image.Resampling.NEAREST if 2 * side <= size else Image.Resampling.BICUBIC
     return np.asarray(ImageOps.fit(picture.convert('RGB'), (size, size), how)).transpose(2, 0, 1)
 
-
+# %% ../nbs/66_result.ipynb #4141de90
 def _read_square(path, size):
     "The thumbnail of a file; a crossed tile if it cannot be read."
     try:
@@ -219,7 +219,7 @@ def _chosen(result):
     others[rows, result.cluster] = 0
     return own, np.where(placed, others.max(1, initial=0), 0)
 
-
+# %% ../nbs/66_result.ipynb #8bd90756
 def _describe(result):
     "One line for people."
     where = f'from {result.root}' if result.root else 'held in memory' if result.pixels is not None else 'without pictures'
@@ -228,7 +228,7 @@ def _describe(result):
     none = f' and {np.count_nonzero(~placed):,} in none' if not placed.all() else ''
     return f'ClusterResult: {len(result):,} images in {np.count_nonzero(result.sizes)} of {len(result.names)} clusters{none}, {where}{mean}'
 
-
+# %% ../nbs/66_result.ipynb #26a2aa3b
 def _thumbnails(result, index, size):
     "Chosen pictures of a result as one array, from its pixels or its files."
     index = np.atleast_1d(np.arange(len(result))[index])
@@ -296,13 +296,13 @@ def write_names(result: ClusterResult, file) -> Path:
     lines = [f'{_name_line(c, name)}   # {size} image{"s" * (size != 1)}\n' for c, (name, size) in enumerate(zip(result.names, result.sizes.tolist()))]
     return save_text(file, lambda out: out.writelines(['# Write a name behind each number, then: selfclass export RESULT --names THIS_FILE\n', *lines]))
 
-
+# %% ../nbs/66_result.ipynb #ab6c7492
 def _name_line(c, name):
     "A line of YAML; in quotes where it would otherwise be read as something else."
     plain = yaml.safe_dump({c: name}, allow_unicode=True, width=10**9).strip()
     return plain if yaml.load(plain, Yaml12Loader) == {c: name} else f'{c}: {json.dumps(name, ensure_ascii=False)}'
 
-
+# %% ../nbs/66_result.ipynb #8637112b
 def read_names(file) -> dict:
     """Names of clusters from a YAML file.
 
@@ -330,7 +330,7 @@ def read_names(file) -> dict:
         raise ParamsError(f'{file} should hold lines such as `3: zebra`, found {found!r:.60}; put text that YAML takes for something else in quotes')
     return {key: str(value) for key, value in found.items()}
 
-# %% ../nbs/66_result.ipynb #ab6c7492
+# %% ../nbs/66_result.ipynb #915c1e3c
 def rename_clusters(result: ClusterResult, names: Mapping) -> ClusterResult:
     """The same result with other names.
 
@@ -350,7 +350,7 @@ def rename_clusters(result: ClusterResult, names: Mapping) -> ClusterResult:
     """
     return replace(result, names=check_names(_asked(result, names), len(result.names)))
 
-
+# %% ../nbs/66_result.ipynb #211a901f
 def _asked(result, names):
     "What each cluster would be called."
     n = len(result.names)
@@ -391,7 +391,7 @@ def merge_clusters(result: ClusterResult, into: Mapping) -> ClusterResult:
     names = [f'cluster {c}' if c in into else name for c, name in enumerate(result.names)]
     return replace(regroup(result, place, names), cluster=np.where(result.cluster >= 0, place[result.cluster], -1), facts=facts)
 
-
+# %% ../nbs/66_result.ipynb #e84e7b00
 def regroup(result: ClusterResult, into: Sequence, names: Sequence) -> ClusterResult:
     """A result whose clusters are parts of other ones.
 
@@ -459,7 +459,7 @@ def _save(result, folder):
     save_json(about, folder/'result.json')
     return folder
 
-
+# %% ../nbs/66_result.ipynb #4b255f08
 def load_result(folder, root=None) -> ClusterResult:
     """Read a folder that `ClusterResult.save` or `selfclass cluster` wrote.
 
