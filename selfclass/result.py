@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from .core import Yaml12Loader, load_arrays, load_json, nearest, require, save_arrays, save_json, save_text
 from .errors import DataError, MissingInputError, ParamsError
-from .metrics import _chosen_head, _known_classes
+from .metrics import speaking_head
 
 # %% ../nbs/66_result.ipynb #c982ec41
 def plane(features: np.ndarray, seed: int = 0, anchors: int = 2000) -> np.ndarray:
@@ -208,7 +208,7 @@ class ClusterResult:
         return _thumbnails(self, index, size)
 
     def save(self, folder) -> Path:
-        "Write the files of the folder (see `load_result`); the folder."
+        "Write the files of the folder (see `load_result`); the folder. DataError if the name of the folder of the pictures is not valid UTF-8."
         return _save(self, folder)
 
 # %% ../nbs/66_result.ipynb #0350dd59
@@ -547,4 +547,4 @@ def result_of_run(out, method: str, dataset: str, seed: int = 0) -> ClusterResul
 def _speaker(scores, seed, arrays):
     "The head that the scores name, or that the same rule chooses."
     run = load_json(scores).get(str(seed), {}) if scores.is_file() else {}
-    return int(run.get('best_head', _chosen_head(arrays, _known_classes(arrays))))
+    return int(run.get('best_head', speaking_head(arrays)))
