@@ -543,7 +543,7 @@ class Explorer(ipywidgets.VBox):
     """
 
     def __init__(self, curation: Curation, folder: str | Path, status: str = '', origin: Path | None = None):
-        self.curation, self.folder, self.origin, self.look = curation, Path(folder), origin, Look()
+        self.curation, self.folder, self.origin, self.look = curation, Path(folder), origin, Look(selection=np.arange(len(curation.state.cluster)))
         self.listening, self._watched, self._late, self._seen = True, False, None, {}
         self.bar, self.clusters, self.grid = Bar(), ClusterList(), ImageGrid()
         filled = len(curation.state.cluster) > 0

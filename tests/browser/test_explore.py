@@ -45,6 +45,12 @@ def key(page, name):
     return page.locator(f'[data-key="{name}"]')
 
 
+def show(page, cluster):
+    "Show a cluster, and wait until the list says so: it is drawn after the images."
+    key(page, f'show{cluster}').click()
+    page.wait_for_function('cluster => document.querySelector("tr.sc-shown")?.dataset.cluster === cluster', arg=str(cluster), timeout=30_000)
+
+
 def at_start(page):
     "Undo everything."
     while key(page, 'undo').is_enabled():
@@ -67,8 +73,8 @@ def test_points_are_drawn(clusters):
 
 
 def test_showing_a_cluster_shows_its_images(clusters):
-    key(clusters, 'show3').click()
-    clusters.wait_for_selector('.sc-tile')
+    assert clusters.locator('.sc-tile').count() == 60 and clusters.get_by_role('toolbar', name='Images').inner_text().startswith('360 images')       # before anybody chose
+    show(clusters, 3)
     size = int(clusters.locator('tr[data-cluster="3"] .sc-num').first.inner_text())
     assert clusters.locator('.sc-tile').count() == min(size, 60)
     assert clusters.locator('tr.sc-shown').get_attribute('data-cluster') == '3'
@@ -78,8 +84,7 @@ def test_showing_a_cluster_shows_its_images(clusters):
 
 def test_drawing_a_lasso_selects_points(clusters):
     canvas = max(clusters.locator('canvas').all(), key=lambda c: (c.bounding_box() or {'width': 0})['width'])
-    key(clusters, 'show3').click()
-    clusters.wait_for_selector('tr.sc-shown')
+    show(clusters, 3)
     box = canvas.bounding_box()
     left, top, right, bottom = box['x'] + 12, box['y'] + 12, box['x'] + box['width'] - 12, box['y'] + box['height'] - 12
     clusters.locator('button[title*="asso"], button[aria-label*="asso"]').first.click()
@@ -109,8 +114,7 @@ def test_rename_merge_export(clusters, repository):
     press(clusters, 'merge', '2 clusters are now')
     has_clusters(clusters, 9)
     into, gone = (4, 7) if sizes[0] >= sizes[1] else (7, 4)
-    key(clusters, f'show{into}').click()
-    clusters.wait_for_selector('tr.sc-shown')
+    show(clusters, into)
     clusters.locator('.sc-tile').first.click()
     press(clusters, 'reject', '1 image in no cluster')
     key(clusters, 'export').click()
@@ -145,8 +149,7 @@ def test_split_gather_refine_undo(clusters):
     key(clusters, 'tick5').check()
     press(clusters, 'split', 'was split into')
     has_clusters(clusters, 11)
-    key(clusters, 'show10').click()
-    clusters.wait_for_function('document.querySelector("tr.sc-shown")?.dataset.cluster === "10"')
+    show(clusters, 10)
     key(clusters, 'all').click()
     press(clusters, 'confirm', 'confirmed')
     key(clusters, 'refine').click()
@@ -160,9 +163,7 @@ def test_keyboard_alone(clusters):
     "Tab reaches every control in the order of the page; arrows walk among the images; a key is not JupyterLab's."
     at_start(clusters)
     cells = clusters.locator('.jp-Cell').count()
-    key(clusters, 'show0').click()
-    clusters.wait_for_selector('.sc-tile')
-    clusters.wait_for_timeout(500)                                          # the last redraw of a slow machine
+    show(clusters, 0)
     key(clusters, 'save').focus()
     reached = []
     for _ in range(120):
@@ -198,8 +199,7 @@ def test_keyboard_alone(clusters):
 def test_what_is_typed_survives_a_redraw(clusters):
     "The name of a new cluster, half typed, while something else on the page changes; and the field is free again once the cluster is made."
     at_start(clusters)
-    key(clusters, 'show0').click()
-    clusters.wait_for_function('document.querySelector("tr.sc-shown")?.dataset.cluster === "0"')
+    show(clusters, 0)
     key(clusters, 'newname').fill('odd on')
     clusters.locator('.sc-tile').first.click()
     clusters.wait_for_function('!document.querySelector(\'[data-key="gather"]\').disabled')
@@ -281,8 +281,7 @@ def test_voila(page, repository, tmp_path):
     with served(['voila', 'nbs/explore/clusters.ipynb', *options], repository, f'http://127.0.0.1:{port}/voila/static/', tmp_path) as _:
         page.goto(f'http://127.0.0.1:{port}/')
         page.wait_for_selector('tr[data-cluster]', timeout=120_000)
-        page.locator('[data-key="show1"]').click()
-        page.wait_for_selector('.sc-tile')
+        show(page, 1)
         page.wait_for_timeout(1500)
         snap(page, 'voila')
         assert all('fontawesome' in address for address in page.asked), page.asked            # the icons of Voila's own template, which do not come
