@@ -68,10 +68,12 @@ _CSS = '''
 .sc-bar input[type=number] { width: 4.6em; }
 .sc-status { flex-basis: 100%; min-height: 1.4em; color: #3a3a3a; overflow-wrap: anywhere; }
 .sc-status.sc-alarm { color: #a50e0e; font-weight: 600; }
-.sc-scroll { max-height: 360px; overflow: auto; border: 1px solid #d0d0d0; }
+.sc-scroll { max-height: 360px; overflow: auto; border: 1px solid #d0d0d0; container-type: inline-size; }
 .sc table { border-collapse: collapse; width: 100%; }
 .sc th { text-align: left; font-weight: 600; background: #fff; color: #1b1b1b; position: sticky; top: 0; z-index: 1; }
-.sc th, .sc td { padding: 2px 5px; white-space: nowrap; }
+.sc th, .sc td { padding: 2px 5px; }
+.sc td { white-space: nowrap; }
+.sc th { vertical-align: bottom; line-height: 1.15; }
 .sc tr.sc-shown td { background: #e3ecfb; }
 .sc .sc-num { text-align: right; font-variant-numeric: tabular-nums; }
 .sc-dot { display: inline-block; width: 12px; height: 12px; border-radius: 50%; border: 1px solid #1b1b1b; vertical-align: middle; }
@@ -82,6 +84,7 @@ _CSS = '''
 .sc button.sc-tile[aria-pressed=true] { border-color: #0b57d0; box-shadow: 0 0 0 2px #0b57d0; }
 .sc-detail { min-height: 1.4em; color: #3a3a3a; overflow-wrap: anywhere; }
 .sc-classes td { border: 1px solid #e4e4e4; }
+@container (max-width: 450px) { .sc .sc-name { width: 4.6em; } .sc-strip span { max-width: 84px; } .sc th, .sc td { padding: 2px 3px; } }
 '''
 
 # %% ../nbs/71_explorer.ipynb #8bd5aaa2
@@ -317,7 +320,7 @@ def _colours(curation, by):
 def _points(curation, height=400):
     "The scatter of a curation of at least one image."
     xy = curation.result.xy
-    middle, half = (xy.max(0) + xy.min(0)) / 2, max(float(np.ptp(xy, axis=0).max()) / 2, 1e-12)
+    middle, half = (xy.max(0) + xy.min(0)) / 2, max(float(np.ptp(xy, axis=0).max()) / 2, 1e-12) * 1.05          # no point on the very edge
     places = pd.DataFrame((xy - middle) / half, columns=['x', 'y'])
     scatter = jscatter.Scatter(data=places, x='x', y='y', x_scale=(-1, 1), y_scale=(-1, 1), height=height, axes=False, tooltip=False, transition_points=False)
     scatter.color(**_colours(curation, 'cluster')).size(default=float(np.clip(400 / np.sqrt(len(xy)), 2, 7))).opacity(by=None, unselected=.5)

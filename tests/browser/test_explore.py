@@ -274,17 +274,31 @@ def test_notebooks_for_people(page, lab, name):
     assert failures(page) == [] and page.asked == [] and page.complaints == []
 
 
-def test_voila(page, repository, tmp_path):
-    "The explorer as an application of its own: with our template it asks nobody for anything, not even for icons."
+@pytest.fixture(scope='module')
+def voila(repository, tmp_path_factory):
+    "The explorer as an application of its own; the address."
     port = free_port()
     options = [f'--port={port}', '--no-browser', '--Voila.ip=127.0.0.1', '--enable_nbextensions=False', '--template=local']
-    with served(['voila', 'nbs/explore/clusters.ipynb', *options], repository, f'http://127.0.0.1:{port}/voila/static/', tmp_path, JUPYTER_PATH=str(repository/'nbs'/'explore')) as _:
-        page.goto(f'http://127.0.0.1:{port}/')
+    with served(['voila', 'nbs/explore/clusters.ipynb', *options], repository, f'http://127.0.0.1:{port}/voila/static/', tmp_path_factory.mktemp('voila'), JUPYTER_PATH=str(repository/'nbs'/'explore')):
+        yield f'http://127.0.0.1:{port}/'
+
+
+WIDER = """() => [...document.querySelectorAll('.sc, .sc *')].filter((e) => !e.closest('.sc-scroll') && e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 90))"""
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+def test_voila(browser, voila, width):
+    "With our template it asks nobody for anything, not even for icons; on a telephone everything is there, below each other, and no row of the list is cut."
+    with opened_page(browser, viewport={'width': width, 'height': 1300}) as page:
+        page.goto(voila)
         page.wait_for_selector('tr[data-cluster]', timeout=120_000)
         show(page, 1)
         page.wait_for_timeout(1500)
-        snap(page, 'voila')
+        page.locator('.sc-scroll').first.evaluate('e => e.scrollIntoView({block: "center"})')
+        snap(page, f'voila-{width}')
+        assert page.locator('.sc-scroll').first.evaluate('e => e.scrollWidth <= e.clientWidth')
         assert page.asked == [] and page.complaints == []
+        assert page.evaluate(WIDER) == [] and page.evaluate('document.scrollingElement.scrollWidth <= innerWidth')
 
 
 def test_without_a_run(page, lab, repository):
