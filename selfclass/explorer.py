@@ -153,7 +153,7 @@ const panel = (build, after = () => {}) => ({ render({ model, el }) {
 } });
 '''
 
-
+# %% ../nbs/71_explorer.ipynb #a1799fc6
 class _Panel(anywidget.AnyWidget):
     "A piece of the page: plain values to show, one picture of tiles, messages back."
     _css = _CSS
@@ -216,7 +216,7 @@ class ClusterList(_Panel):
     _esm = _JS + _LIST_JS
 
 # %% ../nbs/71_explorer.ipynb #1bb16f0c
-_GRID_JS = '''
+_TILE_JS = '''
 const walk = (event, el) => {
   const tiles = [...el.querySelectorAll('.sc-tile')], at = tiles.indexOf(event.target);
   const line = tiles.findIndex((t) => t.offsetTop > tiles[0].offsetTop), across = line < 0 ? tiles.length : line;
@@ -235,6 +235,10 @@ const box = (t, i, v, send, address, say, at) => h('button', { type: 'button', c
     e.currentTarget.setAttribute('aria-pressed', on);
     send({ do: 'pick', images: [t.image], on });
   } });
+'''
+
+# %% ../nbs/71_explorer.ipynb #fc0a77fe
+_GRID_JS = _TILE_JS + '''
 export default panel((v, send, model, el) => {
   const address = sheet(model), some = v.picked > 0, all = v.tiles.map((t) => t.image), ids = v.clusters.map(([id]) => String(id)), at = Math.min(el.at ?? 0, all.length - 1);
   const say = (text) => { el.querySelector('.sc-detail').textContent = text; }, under = el.getRootNode().activeElement?.dataset?.image;
@@ -277,7 +281,7 @@ class ClassTable(_Panel):
     "How many images of each class are in each cluster."
     _esm = _JS + _CLASSES_JS
 
-
+# %% ../nbs/71_explorer.ipynb #b9b7b47b
 def _class_view(curation, most_rows=60, most_columns=40):
     "What the table shows: the largest clusters and the most frequent classes, in their order."
     table, classes = class_table(curation)
@@ -307,7 +311,7 @@ def cluster_colour(cluster: int) -> str:
     """
     return PALETTE[cluster % len(PALETTE)] if cluster >= 0 else _NOWHERE
 
-
+# %% ../nbs/71_explorer.ipynb #c0bafc2d
 def _colours(curation, by):
     "Arguments of jscatter's color() for one of the ways to colour the points."
     if by == 'confidence':
@@ -316,7 +320,7 @@ def _colours(curation, by):
     present = np.unique(values)
     return dict(by=pd.Categorical(values, categories=present), map=[cluster_colour(int(value)) for value in present])
 
-
+# %% ../nbs/71_explorer.ipynb #fedfd7c1
 def _points(curation, height=400):
     "The scatter of a curation of at least one image."
     xy = curation.result.xy
@@ -353,7 +357,7 @@ class Look:
     list_page: int = 0
     grid_page: int = 0
 
-
+# %% ../nbs/71_explorer.ipynb #4e9dbd4a
 def _ordered(curation, look):
     "Images of the selection that pass the filter, in the chosen order."
     sure = curation.state.confidence[look.selection]
@@ -371,7 +375,7 @@ def _page(items, page, size):
 PAGE, COLUMNS, TILE = 60, 12, 48                # thumbnails on a page of the grid, in a row of its sprite, and their side in pixels
 LIST_PAGE, STRIP, SMALL = 40, 6, 28             # clusters on a page of the list, prototypes of each, and their side
 
-
+# %% ../nbs/71_explorer.ipynb #c924b910
 def describe(curation: Curation, image: int) -> str:
     """One line about an image: file, cluster, confidence, class.
 
@@ -393,14 +397,14 @@ def describe(curation: Curation, image: int) -> str:
 
 
 
-# %% ../nbs/71_explorer.ipynb #1d27815b
+# %% ../nbs/71_explorer.ipynb #77e1717b
 def _bar_view(curation, look, status, alarm):
     "What the bar shows."
     colours = ['cluster', 'confidence'] + ['class'] * (curation.result.labels is not None)
     return dict(undo=len(curation.edits), redo=len(curation.undone), hand=int((curation.state.source == HAND).sum()), colour=look.colour, colours=colours,
                 low=look.low, high=look.high, status=status, alarm=alarm)
 
-
+# %% ../nbs/71_explorer.ipynb #1d27815b
 def _strips(curation, rows, thumbnails):
     "The prototypes of these rows of the list as one sprite."
     tiles = np.full((len(rows), STRIP, 3, SMALL, SMALL), 255, np.uint8)
@@ -457,7 +461,7 @@ def _grid_to(curation, look, to): return curation, replace(look, grid_page=int(t
 def _order(curation, look, by): return curation, replace(look, order=by, grid_page=0), None
 def _colour(curation, look, by): return curation, replace(look, colour=by), None
 
-
+# %% ../nbs/71_explorer.ipynb #f3b6355e
 def _filter(curation, look, low, high):
     low, high = sorted((min(max(float(low), 0.), 1.), min(max(float(high), 0.), 1.)))
     passing = int(((curation.state.confidence >= low) & (curation.state.confidence <= high)).sum())
@@ -477,7 +481,7 @@ def _after_edit(curation, look, line):
     selection = look.selection if shown is None else _members(curation, shown)
     return curation, replace(look, picked=frozenset(), ticked=frozenset(), shown=shown, selection=selection), line
 
-
+# %% ../nbs/71_explorer.ipynb #d66e54ee
 def _rename_cluster(curation, look, cluster, name):
     after = curation.do('rename', cluster=cluster, name=name)
     return after, look, f'cluster {cluster} is called {after.state.names[cluster]}'
@@ -493,7 +497,7 @@ def _split_ticked(curation, look, n):
     after = curation.do(**propose_split(curation, cluster, int(n)))
     return _after_edit(after, look, f'{curation.state.names[cluster]} was split into {", ".join(plural(int(after.state.sizes[c]), "image") for c in (cluster, *range(len(curation.state.names), len(after.state.names))))}')
 
-
+# %% ../nbs/71_explorer.ipynb #300d6ad8
 def _move_picked(curation, look, cluster):
     after = curation.do('move', images=sorted(look.picked), cluster=cluster)
     return _after_edit(after, look, f'{plural(len(look.picked), "image")} moved to {after.state.names[cluster]}')
@@ -520,7 +524,7 @@ def _refine_rest(curation, look):
     changed = int((after.state.cluster != curation.state.cluster).sum())
     return _after_edit(after, look, f'refined: {plural(changed, "image")} went to another cluster, {plural(int(after.state.fixed.sum()), "image")} placed by hand stayed')
 
-
+# %% ../nbs/71_explorer.ipynb #d3b863d9
 def _undo(curation, look):
     return _after_edit(curation.undo(), look, f'{curation.edits[-1]["do"]} undone' if curation.edits else 'nothing to undo')
 
@@ -534,6 +538,22 @@ _WORDS = {'tick': _tick, 'show': _show, 'pick': _pick, 'pick_none': _pick_none, 
           'confirm': _confirm_picked, 'refine': _refine_rest, 'undo': _undo, 'redo': _redo}
 
 # %% ../nbs/71_explorer.ipynb #758c9334
+class _Album:
+    "The thumbnails of a result, remembered: uint8 (n, 3, size, size) for some images."
+
+    def __init__(self, result, most=6000):
+        self.result, self.most, self.seen = result, most, {}
+
+    def __call__(self, images, size):
+        wanted = [int(i) for i in images]
+        if len(self.seen) > self.most:
+            self.seen.clear()
+        missing = [i for i in dict.fromkeys(wanted) if (i, size) not in self.seen]
+        if missing:
+            self.seen.update(zip([(i, size) for i in missing], self.result.thumbnails(missing, size)))
+        return np.stack([self.seen[i, size] for i in wanted]) if wanted else np.zeros((0, 3, size, size), np.uint8)
+
+# %% ../nbs/71_explorer.ipynb #1132b031
 class Explorer(ipywidgets.VBox):
     """The widget; make one with `explore`. What was decided so far is in `.curation`, for code in the next cell.
 
@@ -547,7 +567,7 @@ class Explorer(ipywidgets.VBox):
 
     def __init__(self, curation: Curation, folder: str | Path, status: str = '', origin: Path | None = None):
         self.curation, self.folder, self.origin, self.look = curation, Path(folder), origin, Look(selection=np.arange(len(curation.state.cluster)))
-        self.listening, self._watched, self._late, self._seen = True, False, None, {}
+        self.listening, self._watched, self._late, self._thumbnails = True, False, None, _Album(curation.result)
         self.bar, self.clusters, self.grid = Bar(), ClusterList(), ImageGrid()
         filled = len(curation.state.cluster) > 0
         self.points = _points(curation) if filled else None
@@ -562,16 +582,6 @@ class Explorer(ipywidgets.VBox):
         if filled:
             self.points.widget.observe(self._drawn_around, 'selection')
         self._draw(status)
-
-    def _thumbnails(self, images, size, most=6000):
-        "Tiles of some images, from memory where they were seen before."
-        wanted = [int(i) for i in images]
-        if len(self._seen) > most:
-            self._seen.clear()
-        missing = [i for i in dict.fromkeys(wanted) if (i, size) not in self._seen]
-        if missing:
-            self._seen.update(zip([(i, size) for i in missing], self.curation.result.thumbnails(missing, size)))
-        return np.stack([self._seen[i, size] for i in wanted]) if wanted else np.zeros((0, 3, size, size), np.uint8)
 
     def receive(self, message: dict):
         "Do what a panel asks for; an error of this library becomes the status line."
@@ -635,7 +645,7 @@ def _draw(explorer, status, alarm, old, seen):
             if not explorer._watched:
                 explorer._follow()
 
-
+# %% ../nbs/71_explorer.ipynb #187ec48f
 def _draw_points(points, now, look, old, seen):
     "Colours and filter of the points, where they are others now."
     placed = not all(np.array_equal(getattr(now.state, name), getattr(old.state, name)) for name in ('cluster', 'confidence'))
@@ -680,7 +690,7 @@ def latest_run(out: str | Path) -> dict:
     file = max(files, key=lambda file: file.stat().st_mtime)
     return dict(method=file.parent.parent.name, dataset=file.parent.name, seed=int(file.stem))
 
-
+# %% ../nbs/71_explorer.ipynb #78cc73ee
 def _opened(source, run):
     "The result behind what was given, the folder to write to, and the folder that the result is in (None: nowhere)."
     if isinstance(source, ClusterResult):
