@@ -598,6 +598,10 @@ def sort_result(result: ClusterResult, out, target, put) -> tuple[ClusterResult,
     -------
     ClusterResult              with the new paths if files were moved; saved in `out`
     int                        files that were put there
+
+    Raises
+    ------
+    DataError                  the pictures are no files, or `target` is one;  OSError: a file cannot be put there. The result is true all the same
     """
     out, plan, n = Path(out), sorting_plan(result, target), 0
     try:
@@ -901,7 +905,20 @@ def _run(given):
 
 
 def main(arguments=None) -> int:
-    "Run the command line; returns the exit code: 0, 1 if it failed, 2 if it could not begin, 130 if it was interrupted."
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str or None     None: those of the process
+
+    Returns
+    -------
+    int                                     exit code: 0 done, 1 failed on the way, 2 could not begin, 130 interrupted
+
+    Raises
+    ------
+    SystemExit                              from argparse: help (0), or words that are no command (2)
+    """
     return exit_code(lambda: _run(_parser().parse_args(arguments)))
 
 

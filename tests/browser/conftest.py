@@ -82,14 +82,14 @@ def free_port():
 
 
 @contextmanager
-def served(arguments, folder, address, home, seconds=120):
-    "A server as a process of its own; `home` takes all that Jupyter writes."
+def served(arguments, folder, address, home, seconds=120, **more):
+    "A server as a process of its own; `home` takes all that Jupyter writes, `more` are variables of its environment."
     settings = home/'settings'/'@jupyterlab'/'apputils-extension'
     settings.mkdir(parents=True, exist_ok=True)
     (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
     places = {f'JUPYTER_{kind}_DIR': str(home/kind) for kind in ('CONFIG', 'DATA', 'RUNTIME')} | {f'JUPYTERLAB_{kind.upper()}_DIR': str(home/kind) for kind in ('settings', 'workspaces')}
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONWARNINGS'} | places | {
-        'IPYTHONDIR': str(home/'ipython'), 'MPLCONFIGDIR': str(home/'mpl'), 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
+        'IPYTHONDIR': str(home/'ipython'), 'MPLCONFIGDIR': str(home/'mpl'), 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'} | more
     with (home/'log').open('w') as log:
         server = subprocess.Popen([sys.executable, '-m', *arguments], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -45,6 +45,12 @@ def key(page, name):
     return page.locator(f'[data-key="{name}"]')
 
 
+def show(page, cluster):
+    "Show a cluster, and wait until the list says so: it is drawn after the images."
+    key(page, f'show{cluster}').click()
+    page.wait_for_function('cluster => document.querySelector("tr.sc-shown")?.dataset.cluster === cluster', arg=str(cluster), timeout=30_000)
+
+
 def at_start(page):
     "Undo everything."
     while key(page, 'undo').is_enabled():
@@ -67,8 +73,8 @@ def test_points_are_drawn(clusters):
 
 
 def test_showing_a_cluster_shows_its_images(clusters):
-    key(clusters, 'show3').click()
-    clusters.wait_for_selector('.sc-tile')
+    assert clusters.locator('.sc-tile').count() == 60 and clusters.get_by_role('toolbar', name='Images').inner_text().startswith('360 images')       # before anybody chose
+    show(clusters, 3)
     size = int(clusters.locator('tr[data-cluster="3"] .sc-num').first.inner_text())
     assert clusters.locator('.sc-tile').count() == min(size, 60)
     assert clusters.locator('tr.sc-shown').get_attribute('data-cluster') == '3'
@@ -78,8 +84,7 @@ def test_showing_a_cluster_shows_its_images(clusters):
 
 def test_drawing_a_lasso_selects_points(clusters):
     canvas = max(clusters.locator('canvas').all(), key=lambda c: (c.bounding_box() or {'width': 0})['width'])
-    key(clusters, 'show3').click()
-    clusters.wait_for_selector('tr.sc-shown')
+    show(clusters, 3)
     box = canvas.bounding_box()
     left, top, right, bottom = box['x'] + 12, box['y'] + 12, box['x'] + box['width'] - 12, box['y'] + box['height'] - 12
     clusters.locator('button[title*="asso"], button[aria-label*="asso"]').first.click()
@@ -109,22 +114,23 @@ def test_rename_merge_export(clusters, repository):
     press(clusters, 'merge', '2 clusters are now')
     has_clusters(clusters, 9)
     into, gone = (4, 7) if sizes[0] >= sizes[1] else (7, 4)
-    key(clusters, f'show{into}').click()
-    clusters.wait_for_selector('tr.sc-shown')
+    show(clusters, into)
     clusters.locator('.sc-tile').first.click()
     press(clusters, 'reject', '1 image in no cluster')
     key(clusters, 'export').click()
     says(clusters, '360 images written to')
+    assert 'curated_result(explorer.curation)' in status(clusters)
     key(clusters, 'save').click()
     says(clusters, '3 edits saved')
     snap(clusters, 'clusters-merged')
 
     folder = repository/'curated'/'selfclassifier-digits-0'
     rows = list(csv.DictReader((folder/'labels.csv').read_text(encoding='utf-8').splitlines(keepends=True)))
-    assert len(rows) == 360 and sum(int(row['cluster']) == into for row in rows) == sum(sizes) - 1
-    assert not [row for row in rows if int(row['cluster']) == gone] and [row['source'] for row in rows if row['cluster'] == '-1'] == ['hand']
+    number = into - (gone < into)                                           # in the files the clusters are counted without the one that is gone
+    assert len(rows) == 360 and sum(int(row['cluster']) == number for row in rows) == sum(sizes) - 1
+    assert {int(row['cluster']) for row in rows} == {*range(-1, 9)} and [row['source'] for row in rows if row['cluster'] == '-1'] == ['hand']
     names = read_names(folder/'names.yaml')
-    assert gone not in names and (into == 7 or names[4] == hostile)
+    assert list(names) == list(range(9)) and names[number] == (hostile if into == 4 else 'cluster 7')
     assert [edit['do'] for edit in json.loads((folder/'session.json').read_text())['edits']] == ['rename', 'merge', 'reject']
     assert clusters.title() != 'pwned' and not clusters.locator('.sc img').count()
 
@@ -143,8 +149,7 @@ def test_split_gather_refine_undo(clusters):
     key(clusters, 'tick5').check()
     press(clusters, 'split', 'was split into')
     has_clusters(clusters, 11)
-    key(clusters, 'show10').click()
-    clusters.wait_for_function('document.querySelector("tr.sc-shown")?.dataset.cluster === "10"')
+    show(clusters, 10)
     key(clusters, 'all').click()
     press(clusters, 'confirm', 'confirmed')
     key(clusters, 'refine').click()
@@ -158,9 +163,7 @@ def test_keyboard_alone(clusters):
     "Tab reaches every control in the order of the page; arrows walk among the images; a key is not JupyterLab's."
     at_start(clusters)
     cells = clusters.locator('.jp-Cell').count()
-    key(clusters, 'show0').click()
-    clusters.wait_for_selector('.sc-tile')
-    clusters.wait_for_timeout(500)                                          # the last redraw of a slow machine
+    show(clusters, 0)
     key(clusters, 'save').focus()
     reached = []
     for _ in range(120):
@@ -180,11 +183,40 @@ def test_keyboard_alone(clusters):
     for pressed in ('x', 'd', 'd', 'b'):
         clusters.keyboard.press(pressed)
     assert clusters.locator('.jp-Cell').count() == cells
-    clusters.keyboard.press('Tab')
-    key(clusters, 'near').focus()
+    picked = clusters.evaluate('document.activeElement.dataset.image')
+    for _ in range(30):                                                     # back to the bar of the images
+        clusters.keyboard.press('Shift+Tab')
+        if clusters.evaluate('document.activeElement.dataset.key') == 'near':
+            break
     clusters.keyboard.press('Enter')
-    clusters.wait_for_timeout(300)
+    says(clusters, 'the 60 images nearest to')
+    clusters.wait_for_function('first => document.querySelector(".sc-tile").dataset.image === first', arg=picked)
+    assert clusters.locator('.sc-tile').count() == 60 and not clusters.locator('tr.sc-shown').count()
+    assert clusters.evaluate('document.activeElement.className') == 'sc-tile', 'a button that is switched off by its own press hands the focus to the images'
     snap(clusters, 'clusters-keyboard')
+
+
+def test_what_is_typed_survives_a_redraw(clusters):
+    "The name of a new cluster, half typed, while something else on the page changes; and the field is free again once the cluster is made."
+    at_start(clusters)
+    show(clusters, 0)
+    key(clusters, 'newname').fill('odd on')
+    clusters.locator('.sc-tile').first.click()
+    clusters.wait_for_function('!document.querySelector(\'[data-key="gather"]\').disabled')
+    assert key(clusters, 'newname').input_value() == 'odd on'
+    key(clusters, 'newname').focus()
+    clusters.keyboard.press('End')
+    clusters.keyboard.type('es')
+    key(clusters, 'tick3').check()
+    key(clusters, 'target').select_option('4')
+    key(clusters, 'order').select_option('surest')
+    clusters.wait_for_function('document.querySelector(\'[data-key="merge"]\').disabled === true && document.querySelector(\'[data-key="split"]\').disabled === false')
+    assert (key(clusters, 'newname').input_value(), key(clusters, 'target').input_value()) == ('odd ones', '4')
+    press(clusters, 'gather', '1 image in a new cluster')
+    clusters.wait_for_function('document.querySelector(\'[data-key="newname"]\').value === ""')
+    assert clusters.locator('tr[data-cluster="10"] .sc-name').input_value() == 'odd ones'
+    press(clusters, 'undo', 'gather undone')
+    has_clusters(clusters, 10)
 
 
 CONTRAST = '''() => {
@@ -242,19 +274,31 @@ def test_notebooks_for_people(page, lab, name):
     assert failures(page) == [] and page.asked == [] and page.complaints == []
 
 
-def test_voila(page, repository, tmp_path):
-    "The explorer as an application of its own."
+@pytest.fixture(scope='module')
+def voila(repository, tmp_path_factory):
+    "The explorer as an application of its own; the address."
     port = free_port()
-    options = [f'--port={port}', '--no-browser', '--Voila.ip=127.0.0.1', '--enable_nbextensions=False']
-    with served(['voila', 'nbs/explore/clusters.ipynb', *options], repository, f'http://127.0.0.1:{port}/voila/static/', tmp_path) as _:
-        page.goto(f'http://127.0.0.1:{port}/')
+    options = [f'--port={port}', '--no-browser', '--Voila.ip=127.0.0.1', '--enable_nbextensions=False', '--template=local']
+    with served(['voila', 'nbs/explore/clusters.ipynb', *options], repository, f'http://127.0.0.1:{port}/voila/static/', tmp_path_factory.mktemp('voila'), JUPYTER_PATH=str(repository/'nbs'/'explore')):
+        yield f'http://127.0.0.1:{port}/'
+
+
+WIDER = """() => [...document.querySelectorAll('.sc, .sc *')].filter((e) => !e.closest('.sc-scroll') && e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 90))"""
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+def test_voila(browser, voila, width):
+    "With our template it asks nobody for anything, not even for icons; on a telephone everything is there, below each other, and no row of the list is cut."
+    with opened_page(browser, viewport={'width': width, 'height': 1300}) as page:
+        page.goto(voila)
         page.wait_for_selector('tr[data-cluster]', timeout=120_000)
-        page.locator('[data-key="show1"]').click()
-        page.wait_for_selector('.sc-tile')
+        show(page, 1)
         page.wait_for_timeout(1500)
-        snap(page, 'voila')
-        assert all('fontawesome' in address for address in page.asked), page.asked            # the icons of Voila's own template, which do not come
-        assert len(page.complaints) == len(page.asked), page.complaints
+        page.locator('.sc-scroll').first.evaluate('e => e.scrollIntoView({block: "center"})')
+        snap(page, f'voila-{width}')
+        assert page.locator('.sc-scroll').first.evaluate('e => e.scrollWidth <= e.clientWidth')
+        assert page.asked == [] and page.complaints == []
+        assert page.evaluate(WIDER) == [] and page.evaluate('document.scrollingElement.scrollWidth <= innerWidth')
 
 
 def test_without_a_run(page, lab, repository):
