@@ -179,7 +179,8 @@ def run_protocol(config: Mapping) -> str:
     splits, data = config.get('splits', {'train': 'train', 'test': 'test'}), config['data']
     seen = set(str(splits['test']).split('+')) & set(str(splits['train']).split('+'))
     labels = 'without labels' if config['recipe'].get('superclasses') is None else 'on superclass labels'
-    return f"trained {labels} on {splits['train']} ({data['train']:,} images), scored on {splits['test']} ({data['test']:,} images, {'seen in training' if seen else 'held out'})"
+    scored = splits['test'] if isinstance(splits['test'], str) else 'the rest'
+    return f"trained {labels} on {splits['train']} ({data['train']:,} images), scored on {scored} ({data['test']:,} images, {'seen in training' if seen else 'held out'})"
 
 # %% ../nbs/72_cli.ipynb #a62f432c
 def colour_bits(images: ImageSet, most: int = 2000) -> int | None:
