@@ -61,6 +61,7 @@ _CSS = '''
 .sc button, .sc select, .sc input { font: inherit; color: #1b1b1b; background: #f4f4f4; border: 1px solid #6f6f6f; border-radius: 4px; padding: 2px 8px; min-height: 26px; }
 .sc input:not([type=checkbox]) { background: #fff; padding: 2px 5px; }
 .sc ::placeholder { color: #5c5c5c; opacity: 1; }
+.sc select { max-width: 14em; }
 .sc input[type=checkbox] { min-height: 0; width: 16px; height: 16px; }
 .sc button:hover:enabled { background: #e3ecfb; }
 .sc button:disabled { color: #5c5c5c; border-style: dashed; }
@@ -86,6 +87,7 @@ _CSS = '''
 .sc button.sc-tile[aria-pressed=true] { border-color: #0b57d0; box-shadow: 0 0 0 2px #0b57d0; }
 .sc-detail { min-height: 1.4em; color: #3a3a3a; overflow-wrap: anywhere; }
 .sc-classes td { border: 1px solid #e4e4e4; }
+@container (max-width: 560px) { .sc .sc-name { width: 7em; } }
 @container (max-width: 450px) { .sc .sc-name { width: 4.6em; } .sc-strip span { max-width: 84px; } .sc th, .sc td { padding: 2px 3px; } }
 '''
 

@@ -263,6 +263,10 @@ def test_every_control_has_a_name(clusters):
     assert clusters.evaluate("[...document.querySelectorAll('.sc th')].every((e) => e.textContent.trim() || e.getAttribute('aria-label'))"), 'a column without a head'
 
 
+def test_no_column_of_the_list_is_cut(clusters):
+    assert clusters.locator('.sc-scroll').first.evaluate('e => e.scrollWidth <= e.clientWidth')
+
+
 def test_the_focus_goes_with_the_page(clusters):
     "From top to bottom and from left to right, as the controls lie on the page."
     key(clusters, 'undo').evaluate('e => e.scrollIntoView()')

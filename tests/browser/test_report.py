@@ -89,6 +89,7 @@ def test_a_phone_needs_no_scrolling_sideways(opened):
     with opened(390, 844) as page:
         snap(page, 'report-phone')
         assert page.evaluate('document.documentElement.scrollWidth') <= 390
+        assert page.locator('#clusters .scroll').evaluate('e => e.scrollWidth <= e.clientWidth'), 'a long name pushes the numbers out'
         boxes = page.locator('.tile').evaluate_all('nodes => nodes.map(n => n.getBoundingClientRect()).map(b => [b.left, b.right, b.width])')
         assert all(left >= 0 and right <= 390 and width >= 44 for left, right, width in boxes)
 
