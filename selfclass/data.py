@@ -482,8 +482,14 @@ def _visible(name):
 def _walk(folder):
     "Each picture file below a folder, in no particular order."
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = filter(_visible, folders)
+        folders[:] = [sub for sub in folders if _visible(sub) and not _leads_back(place, sub)]
         yield from (Path(place, file) for file in files if _visible(file) and file.lower().endswith(_ENDINGS))
+
+
+def _leads_back(place, sub):
+    "Whether a sub-folder is a link to a folder that it lies in: there would be no end."
+    path = os.path.join(place, sub)
+    return os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path))
 
 # %% ../nbs/10_data.ipynb #079-da961dab
 def _pictures_below(folder):

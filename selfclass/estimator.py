@@ -35,7 +35,7 @@ from .hub import load_pretrained, save_pretrained
 from .metrics import best_head, cluster_scores, internal_scores
 from .result import ClusterResult
 from .search import fit_kmeans
-from .selfclassifier import NeighbourQueue, _rules, head_losses, make_step
+from .selfclassifier import NeighbourQueue, head_losses, loss_and_schedule, make_step
 from .train import Checkpoint, Record, Run, ViewLoader, checkpoint_folder, diagnosis, fit, run_speed, start_training
 
 # %% ../nbs/70_estimator.ipynb #55bb6ed1
@@ -384,7 +384,7 @@ def fit_heads(images: ImageSet, recipe: Mapping, seed: int = 0, device: str = 'a
     net, loader, optimizer = start_training(images, seed, recipe['model'], recipe['views'], recipe['optimizer'], recipe['batch_size'], device, workers)
     epochs = recipe['epochs']
     queue = NeighbourQueue(recipe['queue'], net.dim).to(net.heads[0].weight.device) if recipe['queue'] else None
-    loss, lr_at = _rules(recipe['loss'], recipe['schedule'], epochs, recipe['optimizer']['lr'], loader.views.n_global)
+    loss, lr_at = loss_and_schedule(recipe['loss'], recipe['schedule'], epochs, recipe['optimizer']['lr'], loader.views.n_global)
     record = Record(net, {'train': images}, loader.views.plain, epochs, epochs, loss.get('prior'), workers)
     checkpoint = Checkpoint(checkpoints, max(1, epochs // 50), net=net, optimizer=optimizer, record=record, **({'queue': queue} if queue else {}))
     on_epoch = _with_reseating(record, checkpoint, net, optimizer, loader, epochs, seed, loss)
@@ -484,16 +484,59 @@ class _Answers(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
             found = embed_images(self.network_, images, MultiCrop(**self.views_).plain, device=self.device, workers=self.workers, heads=tuple(heads))
         return found['embeddings'], [found[f'probs_{h}'] for h in heads]
 
+# %% ../nbs/70_estimator.ipynb #2e3a2ce3
+class _Predicts(_Answers):
+    "Embeddings, clusters and probabilities of pictures."
+
     def transform(self, X):
-        "Embeddings float32 (N, D) of pictures, rows of length 1."
+        """Embeddings of pictures.
+
+        Parameters
+        ----------
+        X : pictures, as for `fit`
+
+        Returns
+        -------
+        float32 array (N, D)     rows of length 1
+
+        Raises
+        ------
+        DataError                no such pictures;  NotFittedError: before `fit`
+        """
         return self._said(self._pictures(X))[0]
 
     def predict(self, X):
-        "Cluster of each picture, int64 (N,); (N, L) if `n_clusters` is a list of L numbers."
+        """Cluster of each picture.
+
+        Parameters
+        ----------
+        X : pictures, as for `fit`; of a folder those that can be read, in the order of their paths
+
+        Returns
+        -------
+        int64 array (N,)         (N, L) if `n_clusters` is a list of L numbers
+
+        Raises
+        ------
+        DataError                no such pictures;  NotFittedError: before `fit`
+        """
         return _columns(self._said(self._pictures(X), self.heads_)[1], self._several)
 
     def predict_proba(self, X):
-        "Probabilities float32 (N, K); a list of L such arrays if `n_clusters` is a list."
+        """Probabilities of the clusters of each picture.
+
+        Parameters
+        ----------
+        X : pictures, as for `fit`
+
+        Returns
+        -------
+        float32 array (N, K)     rows sum to 1; a list of L such arrays if `n_clusters` is a list
+
+        Raises
+        ------
+        DataError                no such pictures;  NotFittedError: before `fit`
+        """
         probs = self._said(self._pictures(X), self.heads_)[1]
         return probs if self._several else probs[0]
 
@@ -514,7 +557,7 @@ def _class_numbers(y):
     return numbers, names.tolist()
 
 # %% ../nbs/70_estimator.ipynb #3925e45a
-class _Scores(_Answers):
+class _Scores(_Predicts):
     "How well a trained estimator does."
 
     def score(self, X, y=None):
@@ -575,7 +618,7 @@ class _Shown(_Scores):
         root = Path(X).expanduser() if root is None and is_picture_folder(X) else root
         return ClusterResult(probs[0], z, labels=labels, class_names=names, facts=facts, **_where(images, root))
 
-
+# %% ../nbs/70_estimator.ipynb #b584fe53
 def _where(images, root):
     "The pictures of a set as a result keeps them: paths below a folder, or pixels."
     if images.files:
@@ -595,12 +638,25 @@ def _storable(value):
         return None
     return list(value) if isinstance(value, (range, np.ndarray)) else str(value) if isinstance(value, (Path, torch.device)) else value
 
-
+# %% ../nbs/70_estimator.ipynb #27ebc798
 class _Stored(_Shown):
     "An estimator on disk."
 
     def save(self, folder) -> Path:
-        "Write the trained estimator into a folder: model.safetensors, config.json, estimator.npz; no pickle."
+        """Write the trained estimator: model.safetensors, config.json, estimator.npz; no pickle.
+
+        Parameters
+        ----------
+        folder : str or Path     is made
+
+        Returns
+        -------
+        Path                     the folder
+
+        Raises
+        ------
+        NotFittedError           before `fit`
+        """
         check_is_fitted(self)
         params = {name: _storable(value) for name, value in self.get_params(deep=False).items()}
         save_pretrained(self.network_, folder, estimator={'params': params, 'learned': {name: getattr(self, name) for name in _LEARNED}})
@@ -610,6 +666,14 @@ class _Stored(_Shown):
     @classmethod
     def load(cls, folder):
         """The estimator that `save` wrote.
+
+        Parameters
+        ----------
+        folder : str or Path
+
+        Returns
+        -------
+        SelfClassifier        trained; it answers as the one that was saved
 
         Raises
         ------

@@ -6,8 +6,8 @@
 __all__ = ['Contingency', 'contingency', 'match_clusters', 'majority_classes', 'overcluster_classes', 'accuracy',
            'transfer_scores', 'top_accuracy', 'usage_scores', 'cluster_scores', 'class_accuracy', 'cluster_accuracy',
            'confusion', 'internal_scores', 'view_agreement', 'run_stability', 'seed_stability', 'best_head', 'mean_sd',
-           'bootstrap_interval', 'rounded', 'run_clusters', 'score_run', 'score_heads', 'Head', 'Predictions',
-           'read_predictions', 'score_predictions']
+           'bootstrap_interval', 'rounded', 'speaking_head', 'run_clusters', 'score_run', 'score_heads', 'Head',
+           'Predictions', 'read_predictions', 'score_predictions']
 
 # %% ../nbs/60_metrics.ipynb #003-3e8d01fe
 import csv
@@ -763,6 +763,20 @@ def _repeated(arrays, head):
     return {} if views is None else view_agreement(np.asarray(views).T)
 
 
+def speaking_head(arrays: dict) -> int:
+    """The head that speaks for a run: of those with as many classes as the data, or else as the first head, the one of lowest loss.
+
+    Parameters
+    ----------
+    arrays : dict       as in `score_run`
+
+    Returns
+    -------
+    int                 0..H-1
+    """
+    return _chosen_head(arrays, _known_classes(arrays))
+
+
 def run_clusters(arrays: dict, split: str = 'test') -> np.ndarray:
     """The clusters of the head that speaks for a run: what `run_stability` compares between seeds.
 
@@ -775,7 +789,7 @@ def run_clusters(arrays: dict, split: str = 'test') -> np.ndarray:
     -------
     int array (N,)      cluster of each image
     """
-    return arrays[f'{split}_probs_{_chosen_head(arrays, _known_classes(arrays))}'].argmax(1)
+    return arrays[f'{split}_probs_{speaking_head(arrays)}'].argmax(1)
 
 
 def _known_classes(arrays):

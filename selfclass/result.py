@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plane', 'check_names', 'ClusterResult', 'no_formula', 'write_labels', 'write_names', 'read_names', 'rename_clusters',
-           'merge_clusters', 'regroup', 'load_result', 'result_of_run']
+           'merge_clusters', 'regroup', 'name_clusters', 'load_result', 'load_unedited', 'result_of_run']
 
 # %% ../nbs/66_result.ipynb #2d0c5c5b
 import csv, json, os
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from .core import Yaml12Loader, load_arrays, load_json, nearest, require, save_arrays, save_json, save_text
 from .errors import DataError, MissingInputError, ParamsError
-from .metrics import _chosen_head, _known_classes
+from .metrics import speaking_head
 
 # %% ../nbs/66_result.ipynb #c982ec41
 def plane(features: np.ndarray, seed: int = 0, anchors: int = 2000) -> np.ndarray:
@@ -49,7 +49,7 @@ def plane(features: np.ndarray, seed: int = 0, anchors: int = 2000) -> np.ndarra
     xy[others] = _among(features[others], features[laid.index], laid.points)
     return xy
 
-
+# %% ../nbs/66_result.ipynb #f42632e8
 def _among(rows, anchors, points, block=2048, k=3):
     "For each row the mean place of the k anchors nearest to it, weighted by nearness."
     placed = [np.empty((0, 2))]
@@ -74,7 +74,7 @@ def _square(picture, size):
     how = Image.Resampling.NEAREST if 2 * side <= size else Image.Resampling.BICUBIC
     return np.asarray(ImageOps.fit(picture.convert('RGB'), (size, size), how)).transpose(2, 0, 1)
 
-
+# %% ../nbs/66_result.ipynb #4141de90
 def _read_square(path, size):
     "The thumbnail of a file; a crossed tile if it cannot be read."
     try:
@@ -208,7 +208,7 @@ class ClusterResult:
         return _thumbnails(self, index, size)
 
     def save(self, folder) -> Path:
-        "Write the files of the folder (see `load_result`); the folder."
+        "Write the files of the folder (see `load_result`); the folder. DataError if the name of the folder of the pictures is not valid UTF-8."
         return _save(self, folder)
 
 # %% ../nbs/66_result.ipynb #0350dd59
@@ -219,7 +219,7 @@ def _chosen(result):
     others[rows, result.cluster] = 0
     return own, np.where(placed, others.max(1, initial=0), 0)
 
-
+# %% ../nbs/66_result.ipynb #8bd90756
 def _describe(result):
     "One line for people."
     where = f'from {result.root}' if result.root else 'held in memory' if result.pixels is not None else 'without pictures'
@@ -228,7 +228,7 @@ def _describe(result):
     none = f' and {np.count_nonzero(~placed):,} in none' if not placed.all() else ''
     return f'ClusterResult: {len(result):,} images in {np.count_nonzero(result.sizes)} of {len(result.names)} clusters{none}, {where}{mean}'
 
-
+# %% ../nbs/66_result.ipynb #26a2aa3b
 def _thumbnails(result, index, size):
     "Chosen pictures of a result as one array, from its pixels or its files."
     index = np.atleast_1d(np.arange(len(result))[index])
@@ -296,13 +296,13 @@ def write_names(result: ClusterResult, file) -> Path:
     lines = [f'{_name_line(c, name)}   # {size} image{"s" * (size != 1)}\n' for c, (name, size) in enumerate(zip(result.names, result.sizes.tolist()))]
     return save_text(file, lambda out: out.writelines(['# Write a name behind each number, then: selfclass export RESULT --names THIS_FILE\n', *lines]))
 
-
+# %% ../nbs/66_result.ipynb #ab6c7492
 def _name_line(c, name):
     "A line of YAML; in quotes where it would otherwise be read as something else."
     plain = yaml.safe_dump({c: name}, allow_unicode=True, width=10**9).strip()
     return plain if yaml.load(plain, Yaml12Loader) == {c: name} else f'{c}: {json.dumps(name, ensure_ascii=False)}'
 
-
+# %% ../nbs/66_result.ipynb #8637112b
 def read_names(file) -> dict:
     """Names of clusters from a YAML file.
 
@@ -330,7 +330,7 @@ def read_names(file) -> dict:
         raise ParamsError(f'{file} should hold lines such as `3: zebra`, found {found!r:.60}; put text that YAML takes for something else in quotes')
     return {key: str(value) for key, value in found.items()}
 
-# %% ../nbs/66_result.ipynb #ab6c7492
+# %% ../nbs/66_result.ipynb #915c1e3c
 def rename_clusters(result: ClusterResult, names: Mapping) -> ClusterResult:
     """The same result with other names.
 
@@ -348,16 +348,22 @@ def rename_clusters(result: ClusterResult, names: Mapping) -> ClusterResult:
     ParamsError              a cluster that does not exist, or one that is named twice
     DataError                two clusters would have the same name, or one an empty name
     """
-    numbers = {f'cluster {c}': c for c in range(len(result.names))} | {name: c for c, name in enumerate(result.names)} | {c: c for c in range(len(result.names))}
+    return replace(result, names=check_names(_asked(result, names), len(result.names)))
+
+# %% ../nbs/66_result.ipynb #211a901f
+def _asked(result, names):
+    "What each cluster would be called."
+    n = len(result.names)
+    numbers = {f'cluster {c}': c for c in range(n)} | {name: c for c, name in enumerate(result.names)} | {c: c for c in range(n)}
     new = {}
     for key, name in names.items():
         number = None if isinstance(key, bool) else numbers.get(key)
         if number is None:
-            raise ParamsError(f"there is no cluster {key!r}; {nearest(str(key), [*range(len(result.names))] if type(key) is int else result.names)}")
+            raise ParamsError(f"there is no cluster {key!r}; {nearest(str(key), [*range(n)] if type(key) is int else result.names)}")
         if number in new:
             raise ParamsError(f'cluster {number} is named twice, by its number and by its name; keep one of the two lines')
         new[number] = name
-    return replace(result, names=check_names([new.get(c, name) for c, name in enumerate(result.names)], len(result.names)))
+    return [new.get(c, name) for c, name in enumerate(result.names)]
 
 # %% ../nbs/66_result.ipynb #4a755259
 def merge_clusters(result: ClusterResult, into: Mapping) -> ClusterResult:
@@ -370,7 +376,7 @@ def merge_clusters(result: ClusterResult, into: Mapping) -> ClusterResult:
 
     Returns
     -------
-    ClusterResult            with added probabilities; its facts say under `into` where each of the model's clusters is
+    ClusterResult            with added probabilities; its facts say under `model clusters` where each of the model's clusters is
 
     Raises
     ------
@@ -381,11 +387,11 @@ def merge_clusters(result: ClusterResult, into: Mapping) -> ClusterResult:
         if type(c) is not int or not 0 <= c < n or (c in into and c in into.values()):
             raise ParamsError(f'cluster {c!r} is none of 0..{n - 1}, or is on both sides of a merge; say for each cluster the one that it ends in')
     place = np.array([into.get(c, c) for c in range(n)])
-    facts = result.facts | {'into': [int(place[c]) for c in result.facts.get('into', range(n))]}
+    facts = result.facts | {'model clusters': [int(place[c]) for c in result.facts.get('model clusters', range(n))]}
     names = [f'cluster {c}' if c in into else name for c, name in enumerate(result.names)]
     return replace(regroup(result, place, names), cluster=np.where(result.cluster >= 0, place[result.cluster], -1), facts=facts)
 
-
+# %% ../nbs/66_result.ipynb #e84e7b00
 def regroup(result: ClusterResult, into: Sequence, names: Sequence) -> ClusterResult:
     """A result whose clusters are parts of other ones.
 
@@ -402,6 +408,38 @@ def regroup(result: ClusterResult, into: Sequence, names: Sequence) -> ClusterRe
     probs = np.zeros((len(names), len(result)), np.float32)
     np.add.at(probs, np.asarray(into, np.int64), result.probs.T)
     return replace(result, probs=np.ascontiguousarray(probs.T), names=list(names), cluster=None)
+
+# %% ../nbs/66_result.ipynb #5bcf2c34
+def name_clusters(result: ClusterResult, names: Mapping) -> ClusterResult:
+    """The same result with other names; clusters that come to have the same name become one, the first of them.
+
+    Parameters
+    ----------
+    result : ClusterResult
+    names : mapping          cluster number or present name -> new name; clusters that are not in it keep theirs
+
+    Returns
+    -------
+    ClusterResult            its facts say under `merged` what became one, such as '3 and 7 as "zebra"'
+
+    Raises
+    ------
+    ParamsError, DataError   as `rename_clusters`, but for equal names
+    """
+    groups = {}
+    for c, name in enumerate(_asked(result, names)):
+        groups.setdefault(name.strip() if isinstance(name, str) else name, []).append(c)
+    into = {c: group[0] for group in groups.values() for c in group[1:]}
+    called = {group[0]: name for name, group in groups.items()} | {c: f'cluster {c}' for c in into}
+    new = [_merge_text(name, group) for name, group in groups.items() if result.probs[:, group[1:]].any()]
+    merged = merge_clusters(result, into) if into else result
+    facts = merged.facts | ({'merged': [*merged.facts.get('merged', []), *new]} if new else {})
+    return replace(merged, names=check_names([called[c] for c in range(len(result.names))], len(result.names)), facts=facts)
+
+
+def _merge_text(name, group):
+    "What was merged, for people."
+    return f'{", ".join(map(str, group[:-1]))} and {group[-1]} as "{name}"'
 
 # %% ../nbs/66_result.ipynb #02c3d2f7
 _ARRAYS = ('probs', 'features', 'xy', 'paths', 'pixels', 'labels', 'cluster')
@@ -421,7 +459,7 @@ def _save(result, folder):
     save_json(about, folder/'result.json')
     return folder
 
-
+# %% ../nbs/66_result.ipynb #4b255f08
 def load_result(folder, root=None) -> ClusterResult:
     """Read a folder that `ClusterResult.save` or `selfclass cluster` wrote.
 
@@ -451,6 +489,29 @@ def load_result(folder, root=None) -> ClusterResult:
     if 'probs' not in arrays:
         raise DataError(f'{folder/"result.npz"} holds no probs; make the result again')
     return ClusterResult(**{name: arrays.get(name) for name in _ARRAYS}, **told, root=root or about.get('root'))
+
+# %% ../nbs/66_result.ipynb #689d7c10
+def load_unedited(folder, root=None) -> ClusterResult:
+    """The result in a folder as it was before edits were written into it.
+
+    Parameters
+    ----------
+    folder : str or Path     of a result, with `unedited` in it
+    root : str or Path       where the pictures are now, if they have moved
+
+    Returns
+    -------
+    ClusterResult
+
+    Raises
+    ------
+    MissingInputError        no edits were written into it
+    DataError                a file is damaged, or the two results are not of the same pictures
+    """
+    before, now = load_result(Path(folder)/'unedited'), load_result(folder, root)
+    if len(before) != len(now):
+        raise DataError(f"{Path(folder)/'unedited'} has {len(before)} images and {folder} {len(now)}; remove the first")
+    return replace(before, root=now.root, paths=now.paths)
 
 # %% ../nbs/66_result.ipynb #a4d08d9e
 def result_of_run(out, method: str, dataset: str, seed: int = 0) -> ClusterResult:
@@ -486,4 +547,4 @@ def result_of_run(out, method: str, dataset: str, seed: int = 0) -> ClusterResul
 def _speaker(scores, seed, arrays):
     "The head that the scores name, or that the same rule chooses."
     run = load_json(scores).get(str(seed), {}) if scores.is_file() else {}
-    return int(run.get('best_head', _chosen_head(arrays, _known_classes(arrays))))
+    return int(run.get('best_head', speaking_head(arrays)))

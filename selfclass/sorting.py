@@ -189,7 +189,7 @@ def link_file(source: Path, destination: Path, target: Path | None = None):
             raise
         os.symlink(whole, destination)
 
-
+# %% ../nbs/69_sorting.ipynb #86ac6b89
 def _copy(source, destination):
     "A copy that is on the disk, or nothing."
     with source.open('rb') as file, destination.open('xb') as copy:
@@ -232,7 +232,7 @@ def sort_files(steps: Sequence[Step], put: Callable, record) -> Iterator[Step]:
             put(step.source, step.destination, step.target)
             yield step
 
-
+# %% ../nbs/69_sorting.ipynb #7e419051
 def moved_result(result: ClusterResult, steps: Sequence[Step]) -> ClusterResult:
     """The result with the paths of its pictures after these steps, still relative to its root.
 
@@ -267,7 +267,7 @@ def _followed(place, went):
         place = went[str(place)]
     return place if seen and os.path.lexists(place) else None
 
-
+# %% ../nbs/69_sorting.ipynb #1758dc58
 def settled_result(result: ClusterResult, record) -> ClusterResult:
     """The result with the paths of pictures that a record says were moved, and that lie there.
 

@@ -1,6 +1,7 @@
 """`selfclass cluster` and `selfclass export`, from a folder of pictures to a named table."""
 import csv
 import os
+import re
 import shutil
 import signal
 from configparser import ConfigParser
@@ -102,18 +103,24 @@ def test_a_model_is_used_without_training(room, monkeypatch, tmp_path):
     (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 0), 'whole number'),
     (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 4, '--views', 'natrual'), "did you mean 'natural'"),
     (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 4, '--names', 'BAD'), 'there is no cluster 9'),
-    (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 4, '--names', 'TWICE'), "both named 'same'"),
+    (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 4, '--names', 'EMPTY'), 'a letter or more'),
     (('cluster', 'PHOTOS', '--out', 'NEW', '--clusters', 4, '--names', 'NOWHERE'), 'is not there'),
     (('cluster', 'PHOTOS', '--out', 'NEW', '--model', 'PHOTOS'), 'does not exist'),
     (('cluster', 'PHOTOS', '--out', 'NEW', '--model', 'RESULT', '--clusters', 5), 'knows 4 clusters, not 5'),
+    (('cluster', 'PHOTOS', '--out', 'NEW', '--model', 'RESULT', '--views', 'glyphs'), '--views: with --model nothing is trained'),
+    (('cluster', 'PHOTOS', '--out', 'NEW', '--model', 'RESULT', '--epochs', 4), '--epochs: with --model'),
+    (('cluster', 'PHOTOS', '--out', 'NEW', '--model', 'RESULT', '--seed', 0), '--seed: with --model'),
+    (('cluster', 'PHOTOS', '--out', 'NEW', '--model', 'RESULT', '--size', 8), '--size: with --model'),
+    (('export', 'RESULT', '--session', 'NOWHERE'), 'is not there'),
+    (('export', 'RESULT', '--session', 'RESULT/result.json'), 'is not a session of the explorer'),
     (('export', 'PHOTOS'), 'no finished result'),
     (('export', 'RESULT', '--names', 'BAD'), 'there is no cluster 9'),
     (('export', 'RESULT', '--move', 'PHOTOS/text.jpg'), 'is a file'),
 ])
 def test_what_cannot_be_is_said_in_one_line(words, said, made, tmp_path, capsys):
     (tmp_path/'bad.yaml').write_text('9: nine')
-    (tmp_path/'twice.yaml').write_text('1: same\n2: same')
-    places = {'PHOTOS': made/'photos', 'NOWHERE': tmp_path/'nowhere', 'RESULT': made/'result', 'NEW': tmp_path/'new', 'BAD': tmp_path/'bad.yaml', 'TWICE': tmp_path/'twice.yaml'}
+    (tmp_path/'empty.yaml').write_text('1: " "')
+    places = {'PHOTOS': made/'photos', 'NOWHERE': tmp_path/'nowhere', 'RESULT': made/'result', 'NEW': tmp_path/'new', 'BAD': tmp_path/'bad.yaml', 'EMPTY': tmp_path/'empty.yaml'}
     def placed(word):
         return next((str(word).replace(key, str(place)) for key, place in places.items() if str(word).startswith(key)), word)
     assert tell(*map(placed, words)) == 2
@@ -121,15 +128,22 @@ def test_what_cannot_be_is_said_in_one_line(words, said, made, tmp_path, capsys)
     assert captured.err.startswith('selfclass: ') and captured.err.count('\n') == 1 and said in captured.err and not (tmp_path/'new'/'labels.csv').exists()
 
 
-@pytest.mark.parametrize('words', [(), ('clutser',), ('cluster',), ('cluster', 'a'), ('cluster', 'a', '--out', 'b', '--clusters', 'many'), ('export', 'a', '--move', 'b', '--link', 'c')])
+@pytest.mark.parametrize('words', [(), ('clutser',), ('cluster',), ('cluster', 'a'), ('cluster', 'a', '--out', 'b', '--clusters', 'many'), ('export', 'a', '--move', 'b', '--link', 'c'),
+                                   ('cluster', 'a', '--out', 'b', '--workers', '-1'), ('cluster', 'a', '--out', 'b', '--workers', 'two')])
 def test_usage_is_code_2(words, capsys):
     assert tell(*words) == 2 and 'usage: selfclass' in capsys.readouterr().err
+
+
+HELP = {'cluster': '--clusters --model --out --link --yes', 'export': '--names --session --move --pictures --yes', 'train': '--params --data --out --processes'}
 
 
 def test_help_has_examples(capsys):
     for command in ('cluster', 'export', 'train'):
         assert tell(command, '--help') == 0
-        assert f'{command} ' in capsys.readouterr().out.partition('examples:')[2]
+        examples = capsys.readouterr().out.partition('examples:')[2]
+        assert f'{command} ' in examples and 'exit codes: 0 done' in examples
+        for option in re.findall(r'--[a-z]+', examples):
+            assert option in HELP[command], f'{option} is no option of {command}'
 
 
 def stop_after(epochs, monkeypatch):
@@ -257,6 +271,124 @@ def test_hostile_names_go_the_whole_way(made, tmp_path):
     page = (tmp_path/'result'/'report.html').read_text(encoding='utf-8')
     assert '<script' not in page and '&lt;script&gt;' in page
     assert not load_result(tmp_path/'result').thumbnails(slice(None)).all((1, 2, 3)).any() and len([*(tmp_path/'sorted').rglob('*.png')]) == 20
+
+
+def test_one_name_for_two_clusters_is_one_class(room, capsys, tmp_path):
+    used = np.flatnonzero(load_result(room/'result').sizes)[:2]
+    before = load_result(room/'result')
+    (room/'names.yaml').write_text(''.join(f'{c}: zebra\n' for c in used))
+    assert tell('export', room/'result', '--names', room/'names.yaml') == 0
+    assert f'merged {used[0]} and {used[1]} as "zebra"' in capsys.readouterr().out
+    after = load_result(room/'result')
+    assert after.sizes[used[0]] == before.sizes[used].sum() and after.sizes[used[1]] == 0 and (load_result(room/'result'/'unedited').cluster == before.cluster).all()
+    assert tell('export', room/'result', '--names', room/'names.yaml') == 0                       # again: nothing more to merge
+    assert 'merged' not in capsys.readouterr().out
+    assert tell('export', room/'result', '--link', room/'sorted', '--yes') == 0
+    assert len([*(room/'sorted'/'zebra').iterdir()]) == before.sizes[used].sum()
+    assert tell('cluster', room/'photos', '--model', room/'result', '--out', tmp_path/'new', '--device', 'cpu') == 0       # new pictures, the same classes
+    new = load_result(tmp_path/'new')
+    assert new.names == after.names and 'zebra' in {row['name'] for row in table(tmp_path/'new')} and new.sizes[used[1]] == 0
+    assert tell('cluster', room/'photos', '--model', tmp_path/'new', '--out', tmp_path/'newer', '--device', 'cpu') == 0    # and from there on
+    assert table(tmp_path/'newer') == table(tmp_path/'new')
+
+
+def test_one_name_for_two_clusters_before_the_training(made, tmp_path, capsys):
+    (tmp_path/'names.yaml').write_text('0: all\n1: all\n2: all\n3: all\n')
+    assert tell('cluster', made/'photos', '--out', tmp_path/'result', *SHORT[:2], '--epochs', 2, '--device', 'cpu', '--names', tmp_path/'names.yaml') == 0
+    assert 'as "all"' in capsys.readouterr().out and {row['name'] for row in table(tmp_path/'result')} == {'all'}
+
+
+def session_of(folder, edit, file):
+    "A file as the explorer saves it."
+    from selfclass.curation import curate, save_session
+    return save_session(edit(curate(load_result(folder))), file)
+
+
+def test_edits_of_the_explorer_reach_everything(room, capsys, tmp_path):
+    result = load_result(room/'result')
+    one, two = np.flatnonzero(result.sizes)[:2]
+    wrong, moved = np.flatnonzero(result.cluster == one)[:2].tolist()
+
+    def edit(curation):
+        return curation.do('rename', cluster=one, name='horse').do('reject', images=[wrong]).do('move', images=[moved], cluster=two).do('gather', images=[moved + 1], name='odd one')
+    session = session_of(room/'result', edit, room/'result'/'curated'/'session.json')
+    assert tell('export', room/'result', '--session', session) == 0
+    assert ', 1 in none' in capsys.readouterr().out
+    rows, after = table(room/'result'), load_result(room/'result')
+    assert (rows[wrong]['cluster'], rows[wrong]['name'], rows[moved]['name'], rows[moved]['confidence']) == ('-1', '', result.names[two], '1.0000')
+    assert rows[moved + 1]['name'] == 'odd one' and 'horse' in {row['name'] for row in rows}
+    assert 'horse' in (room/'result'/'report.html').read_text() and 'horse' in (room/'result'/'names.yaml').read_text() and 'marked as wrong' in (room/'result'/'report.html').read_text()
+    again = session_of(room/'result'/'unedited', lambda curation: edit(curation).do('rename', cluster=two, name='cow'), session)      # gone on with
+    assert tell('export', room/'result', '--session', again) == 0
+    assert load_result(room/'result').names == ['cow' if name == result.names[two] else name for name in after.names]
+    (tmp_path/'names.yaml').write_text('cow: horse')
+    assert tell('export', room/'result', '--session', again, '--names', tmp_path/'names.yaml', '--move', room/'sorted', '--yes') == 0
+    assert 'as "horse"' in capsys.readouterr().out
+    assert (room/'photos'/result.paths[wrong]).is_file() and sorted(path.name for path in (room/'sorted').iterdir()) == sorted({row['name'] for row in table(room/'result')} - {''})
+    assert tell('export', room/'result', '--session', again) == 0                          # after the move, too
+    final = load_result(room/'result')
+    assert final.names == load_result(room/'result').names and not (final.thumbnails(slice(None)) == final.thumbnails([0])[0]).all()
+    assert all((final.root/path).is_file() for path in final.paths)
+
+
+def test_a_session_of_another_result_is_refused(room, capsys):
+    session = session_of(room/'result', lambda curation: curation.do('rename', cluster=0, name='horse'), room/'session.json')
+    shutil.copytree(room/'result'/'model', room/'model')
+    assert tell('cluster', room/'photos'/'left', '--model', room/'model', '--out', room/'other', '--device', 'cpu') == 0
+    before = (room/'other'/'result.json').read_bytes()
+    assert tell('export', room/'other', '--session', session) == 2 and 'belongs to another clustering' in capsys.readouterr().err
+    assert (room/'other'/'result.json').read_bytes() == before
+
+
+def test_names_of_a_result_go_with_its_model(room, tmp_path):
+    used = np.flatnonzero(load_result(room/'result').sizes)
+    (room/'names.yaml').write_text(''.join(f'{c}: Sorte {c}\n' for c in used))
+    assert tell('export', room/'result', '--names', room/'names.yaml') == 0
+    assert tell('cluster', room/'photos', '--model', room/'result', '--out', tmp_path/'new', '--device', 'cpu') == 0
+    assert table(tmp_path/'new') == table(room/'result')
+    assert tell('cluster', room/'photos', '--model', room/'result'/'model', '--out', tmp_path/'plain', '--device', 'cpu') == 0       # a model alone knows no names
+    assert {row['name'] for row in table(tmp_path/'plain')} == {f'cluster {c}' for c in used}
+    (room/'more.yaml').write_text(f'Sorte {used[0]}: other\n')
+    assert tell('cluster', room/'photos', '--model', room/'result', '--out', tmp_path/'named', '--names', room/'more.yaml', '--device', 'cpu') == 0
+    assert 'other' in {row['name'] for row in table(tmp_path/'named')}
+
+
+def test_the_size_of_a_result_goes_with_its_model(made, tmp_path):
+    assert tell('cluster', made/'photos', '--out', tmp_path/'result', *SHORT[:2], '--epochs', 2, '--device', 'cpu', '--size', 6) == 0
+    assert tell('cluster', made/'photos', '--out', tmp_path/'new', '--model', tmp_path/'result', '--device', 'cpu') == 0
+    assert (load_result(tmp_path/'new').probs == load_result(tmp_path/'result').probs).all()
+
+
+def test_workers_reach_the_estimator(room, tmp_path, monkeypatch):
+    from selfclass import cli, estimator
+    seen = []
+    embed = estimator.embed_images
+    monkeypatch.setattr(estimator, 'embed_images', lambda *args, **more: seen.append(more['workers']) or embed(*args, **{**more, 'workers': 0}))
+    words = 'cluster', room/'photos', '--model', room/'result', '--device', 'cpu', '--out'
+    assert tell(*words, tmp_path/'a', '--workers', 3) == 0 and tell(*words, tmp_path/'b') == 0
+    assert seen == [3, 0]
+    from selfclass.estimator import SelfClassifier
+    assert SelfClassifier.load(tmp_path/'a'/'model').workers == 0                              # of this machine, not of the model
+    monkeypatch.setattr(cli.os, 'sched_getaffinity', lambda pid: range(4), raising=False)
+    pile = type('Pile', (), {'in_memory': False, '__len__': lambda self: 5000})()
+    assert cli.decoding_workers(pile) == 3
+
+
+def test_links_in_the_pile_lead_to_their_pictures_after_a_move(made, tmp_path):
+    photos = tmp_path/'photos'
+    write_digits(photos, range(20))
+    write_digits(tmp_path/'elsewhere', range(20, 22))
+    (photos/'second.png').symlink_to('right/0000.png')
+    (photos/'outside.png').symlink_to('../elsewhere/right/0020.png')
+    (photos/'album').symlink_to('../elsewhere/left')
+    content = {path: (photos/path).read_bytes() for path in ('second.png', 'outside.png', 'album/0021.png')}
+    assert tell('cluster', photos, '--model', made/'result', '--out', tmp_path/'result', '--device', 'cpu', '--move', tmp_path/'sorted', '--yes') == 0
+    result = load_result(tmp_path/'result')
+    assert len(result) == 23 and not (result.thumbnails(slice(None)) == result.thumbnails([0])[0]).all((1, 2, 3)).all()
+    found = {os.path.basename(path): (result.root/path).read_bytes() for path in result.paths}
+    assert all(found[os.path.basename(path)] == data for path, data in content.items())
+    assert len([*(tmp_path/'elsewhere').rglob('*.png')]) == 2 and sum(path.is_symlink() for path in (tmp_path/'sorted').rglob('*.png')) == 3
+    assert not (photos/'second.png').is_symlink()
 
 
 def test_the_command_is_installed():

@@ -101,8 +101,8 @@ def test_merging_keeps_numbers_and_sorts_new_pictures(tmp_path):
     merged = load_result(merge_clusters(result, {3: 1}).save(tmp_path/'result'))
     assert merged.names == ['a', 'b', 'c', 'cluster 3', 'e'] and merged.sizes[3] == 0 and merged.sizes.sum() == 60
     assert np.allclose(merged.probs[:, 1], probs[:, 1] + probs[:, 3], atol=1e-6)
-    assert (regroup(result, merged.facts['into'], merged.names).probs == merged.probs).all()
-    assert rename_clusters(merged, {4: 'E'}).facts['into'] == [0, 1, 2, 1, 4]
+    assert (regroup(result, merged.facts['model clusters'], merged.names).probs == merged.probs).all()
+    assert rename_clusters(merged, {4: 'E'}).facts['model clusters'] == [0, 1, 2, 1, 4]
 
 
 def test_the_plane_keeps_groups_together_beyond_the_anchors():
