@@ -483,17 +483,8 @@ def _write(result, out, skipped):
     rows = [('path', 'reason'), *((no_formula(path), reason) for path, reason in skipped)]
     save_text(out/'skipped.csv', lambda file: csv.writer(file, lineterminator='\n').writerows(rows))
     title = f"{result.root.name or 'Pictures'} in {_many(np.count_nonzero(result.sizes), 'cluster')}" if result.root else 'Clusters'
-    write_report(_placed(result), out/'report.html', title, skipped)
+    write_report(result, out/'report.html', title, skipped)
     result.save(out)
-
-# %% ../nbs/72_cli.ipynb #730b39b8
-def _placed(result):
-    "The pictures that are in a cluster; how many are not stands in the facts."
-    rows = np.flatnonzero(result.cluster >= 0)
-    if len(rows) == len(result):
-        return result
-    parts = {name: values[rows] for name in ('probs', 'features', 'xy', 'paths', 'pixels', 'labels', 'cluster') if (values := getattr(result, name)) is not None}
-    return replace(result, **parts, facts=result.facts | {'marked as wrong': _many(len(result) - len(rows), 'picture')})
 
 # %% ../nbs/72_cli.ipynb #eb2b60d1
 def _check_out(out, overwrite):
