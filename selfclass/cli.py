@@ -444,11 +444,19 @@ def _reused(model, clusters, device):
     n = int(np.atleast_1d(estimator.n_clusters)[0])
     if clusters is not None and clusters != n:
         raise ParamsError(f'{model} knows {n} clusters, not {clusters}; leave --clusters out, or --model')
-    about = load_json(model/'result.json') if (model/'result.json').is_file() else {'names': [f'cluster {c}' for c in range(n)], 'facts': {}}
-    into = about['facts'].get('model clusters', list(range(n)))
-    if len(into) != n or not set(into) <= set(range(len(about['names']))):
+    return estimator, *_known(model, n)
+
+
+def _known(model, n):
+    "Names, where each of the model's n clusters is among them, and the size of the pictures, of a result; of a model alone the numbers."
+    names, facts = [f'cluster {c}' for c in range(n)], {}
+    if (model/'result.json').is_file():
+        about = load_result(model)
+        names, facts = about.names, about.facts
+    into = facts.get('model clusters', list(range(n)))
+    if len(into) != n or not set(into) <= set(range(len(names))):
         raise DataError(f'{model/"result.json"} speaks of other clusters than the model beside it; make the result again, or give its folder model')
-    return estimator, about['names'], into, about['facts'].get('size')
+    return names, into, facts.get('size')
 
 # %% ../nbs/72_cli.ipynb #9a552a81
 def _refuse_training(**options):
