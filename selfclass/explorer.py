@@ -29,7 +29,7 @@ from .core import nearest
 from .curation import (HAND, Curation, class_table, cluster_rows, curate, export_labels, export_names, load_session, neighbours, plural, propose_refine, propose_split, prototypes,
                                 save_session)
 from .errors import DataError, MissingInputError, ParamsError, SelfclassError
-from .result import ClusterResult, load_result, result_of_run
+from .result import ClusterResult, load_result, load_unedited, result_of_run
 
 # %% ../nbs/71_explorer.ipynb #591e2210
 def tile_sheet(thumbnails: np.ndarray, columns: int) -> bytes:
@@ -737,6 +737,16 @@ def _check_run(source, run):
     if run and not (isinstance(source, (str, Path)) and (Path(source)/'embed').is_dir()):
         raise ParamsError(f'{" and ".join(run)} choose a run of the pipeline, and this is a result or the folder of one, found {str(source):.60}; leave them out, or give the folder out/')
 
+# %% ../nbs/71_explorer.ipynb #4f732dc4
+def _gone_on(result, session, origin):
+    "The curation of a session that began with this result, or with what lay in its folder before the session was applied."
+    try:
+        return load_session(result, session)
+    except DataError:
+        if origin is None or not (origin/'unedited'/'result.json').is_file():
+            raise
+        return load_session(load_unedited(origin), session)
+
 # %% ../nbs/71_explorer.ipynb #cf912637
 def explore(source, folder: str | Path | None = None, **run) -> Explorer:
     """Look at the clusters of a result and change them; in JupyterLab or under Voila.
@@ -772,7 +782,7 @@ def explore(source, folder: str | Path | None = None, **run) -> Explorer:
         if not session.exists():
             return Explorer(source if begun else curate(result), place, status and f'{status}; writing to {place.name} instead', origin)
         try:
-            curation = load_session(result, session)
+            curation = _gone_on(result, session, origin)
             if not begun:
                 return Explorer(curation, place, f'going on with the session of {plural(len(curation.edits), "edit")} in {session}', origin)
             status = f'{session} is there already'
