@@ -7,6 +7,7 @@ __all__ = ['strip_uri', 'cluster_page', 'write_report']
 
 # %% ../nbs/67_gallery.ipynb #a57983a3
 import base64, html, io
+from dataclasses import replace
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path

@@ -147,6 +147,12 @@ def test_the_line_that_the_explorer_says_takes_the_edits_to_the_command_line(tmp
     assert not main(command[1:]) and load_result(tmp_path/'my result').cluster[3] != -1
 
 
+def test_the_report_counts_what_is_in_no_cluster_and_shows_the_others():
+    from selfclass.gallery import cluster_page
+    page = cluster_page(curated_result(an_afternoon(blobs())))
+    assert '<b>2</b>in no cluster, marked as wrong' in page and 'picture 4"' in page and 'picture 3"' not in page and 'picture 11"' not in page
+
+
 def test_a_keyword_that_chooses_nothing_is_refused(tmp_path):
     from selfclass.explorer import explore
     with pytest.raises(ParamsError, match="did you mean 'method'"):
