@@ -7,8 +7,8 @@ __all__ = ['strip_uri', 'cluster_page', 'write_report']
 
 # %% ../nbs/67_gallery.ipynb #a57983a3
 import base64, html, io
-from dataclasses import replace
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
