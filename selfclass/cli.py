@@ -500,7 +500,7 @@ def _check_out(out, overwrite):
     if (out/'result.json').exists() and not overwrite:
         raise ParamsError(f'{out} holds a finished result; name or sort it with `selfclass export`, choose another --out, or say --overwrite')
     if find_spec('seaborn') is None:
-        raise MissingInputError("the report is drawn with seaborn, which is not installed; pip install 'selfclass[pipeline]'")
+        raise MissingInputError("the report is drawn with seaborn, which is not installed; pip install seaborn")
     _check_place(out)
 
 
@@ -833,7 +833,7 @@ def _run_evaluate(given, folder=None, settings=None):
     print('  '.join(f'{name} {scores[name]:.3f}' for name in _SEEING if scores.get(name) is not None) or 'no labels, so no accuracy', f"({load_json(folder/'scores.json')['protocol']})")
     if (folder/'profile.json').exists():
         print(profile_text(load_json(folder/'profile.json')))
-    print(f"scores    {folder/'scores.json'}", f"look at   {folder/'index.html'}" if (folder/'index.html').exists() else "figures   need seaborn: pip install 'selfclass[report]', then selfclass evaluate", sep='\n')
+    print(f"scores    {folder/'scores.json'}", f"look at   {folder/'index.html'}" if (folder/'index.html').exists() else "figures   need seaborn: pip install seaborn, then selfclass evaluate", sep='\n')
 
 # %% ../nbs/72_cli.ipynb #d624dff9
 def _run_gather(given):
