@@ -444,11 +444,19 @@ def _reused(model, clusters, device):
     n = int(np.atleast_1d(estimator.n_clusters)[0])
     if clusters is not None and clusters != n:
         raise ParamsError(f'{model} knows {n} clusters, not {clusters}; leave --clusters out, or --model')
-    about = load_json(model/'result.json') if (model/'result.json').is_file() else {'names': [f'cluster {c}' for c in range(n)], 'facts': {}}
-    into = about['facts'].get('model clusters', list(range(n)))
-    if len(into) != n or not set(into) <= set(range(len(about['names']))):
+    return estimator, *_known(model, n)
+
+
+def _known(model, n):
+    "Names, where each of the model's n clusters is among them, and the size of the pictures, of a result; of a model alone the numbers."
+    names, facts = [f'cluster {c}' for c in range(n)], {}
+    if (model/'result.json').is_file():
+        about = load_result(model)
+        names, facts = about.names, about.facts
+    into = facts.get('model clusters', list(range(n)))
+    if len(into) != n or not set(into) <= set(range(len(names))):
         raise DataError(f'{model/"result.json"} speaks of other clusters than the model beside it; make the result again, or give its folder model')
-    return estimator, about['names'], into, about['facts'].get('size')
+    return names, into, facts.get('size')
 
 # %% ../nbs/72_cli.ipynb #9a552a81
 def _refuse_training(**options):
@@ -483,17 +491,8 @@ def _write(result, out, skipped):
     rows = [('path', 'reason'), *((no_formula(path), reason) for path, reason in skipped)]
     save_text(out/'skipped.csv', lambda file: csv.writer(file, lineterminator='\n').writerows(rows))
     title = f"{result.root.name or 'Pictures'} in {_many(np.count_nonzero(result.sizes), 'cluster')}" if result.root else 'Clusters'
-    write_report(_placed(result), out/'report.html', title, skipped)
+    write_report(result, out/'report.html', title, skipped)
     result.save(out)
-
-# %% ../nbs/72_cli.ipynb #730b39b8
-def _placed(result):
-    "The pictures that are in a cluster; how many are not stands in the facts."
-    rows = np.flatnonzero(result.cluster >= 0)
-    if len(rows) == len(result):
-        return result
-    parts = {name: values[rows] for name in ('probs', 'features', 'xy', 'paths', 'pixels', 'labels', 'cluster') if (values := getattr(result, name)) is not None}
-    return replace(result, **parts, facts=result.facts | {'marked as wrong': _many(len(result) - len(rows), 'picture')})
 
 # %% ../nbs/72_cli.ipynb #eb2b60d1
 def _check_out(out, overwrite):
@@ -501,7 +500,7 @@ def _check_out(out, overwrite):
     if (out/'result.json').exists() and not overwrite:
         raise ParamsError(f'{out} holds a finished result; name or sort it with `selfclass export`, choose another --out, or say --overwrite')
     if find_spec('seaborn') is None:
-        raise MissingInputError("the report is drawn with seaborn, which is not installed; pip install 'selfclass[pipeline]'")
+        raise MissingInputError("the report is drawn with seaborn, which is not installed; pip install seaborn")
     _check_place(out)
 
 
@@ -834,7 +833,7 @@ def _run_evaluate(given, folder=None, settings=None):
     print('  '.join(f'{name} {scores[name]:.3f}' for name in _SEEING if scores.get(name) is not None) or 'no labels, so no accuracy', f"({load_json(folder/'scores.json')['protocol']})")
     if (folder/'profile.json').exists():
         print(profile_text(load_json(folder/'profile.json')))
-    print(f"scores    {folder/'scores.json'}", f"look at   {folder/'index.html'}" if (folder/'index.html').exists() else "figures   need seaborn: pip install 'selfclass[report]', then selfclass evaluate", sep='\n')
+    print(f"scores    {folder/'scores.json'}", f"look at   {folder/'index.html'}" if (folder/'index.html').exists() else "figures   need seaborn: pip install seaborn, then selfclass evaluate", sep='\n')
 
 # %% ../nbs/72_cli.ipynb #d624dff9
 def _run_gather(given):

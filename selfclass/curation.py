@@ -76,7 +76,7 @@ def clean_name(name: str, most: int = 200) -> str:
     """
     return ' '.join(''.join(ch if ch.isprintable() else ' ' for ch in str(name)).split())[:most]
 
-
+# %% ../nbs/68_curation.ipynb #0aae504d
 def plural(n: int, word: str) -> str:
     """A number of things in words.
 
@@ -91,7 +91,7 @@ def plural(n: int, word: str) -> str:
     """
     return f'{n:,} {word}{"s" * (n != 1)}'
 
-
+# %% ../nbs/68_curation.ipynb #e1981798
 def start_state(result: ClusterResult) -> State:
     """The state before any edit.
 
@@ -125,7 +125,7 @@ def _places(state, images):
         raise ParamsError(f'images should be whole numbers from 0 to {len(state.cluster) - 1}, at least one; found {str(images):.60}')
     return places.astype(np.int64)
 
-
+# %% ../nbs/68_curation.ipynb #6ab20760
 def _put(values, places, value):
     "A copy of an array with new values at some places."
     copy = values.copy()
@@ -222,7 +222,7 @@ def _refine(result, state, images: list, clusters: list, confidence: list, margi
     return replace(state, cluster=_put(state.cluster, places, targets[order]), source=_put(state.source, places, REFINED), rejected=state.rejected,
                    confidence=_put(state.confidence, places, np.asarray(confidence)[order]), margin=_put(state.margin, places, np.asarray(margin)[order]))
 
-
+# %% ../nbs/68_curation.ipynb #49139473
 _EDITS = {'rename': _rename, 'merge': _merge, 'split': _split, 'move': _move, 'gather': _gather, 'reject': _reject, 'refine': _refine}
 
 
@@ -291,7 +291,7 @@ class Curation:
             return self
         return replace(self, state=apply_edit(self.result, self.state, self.undone[-1]), edits=(*self.edits, self.undone[-1]), undone=self.undone[:-1])
 
-
+# %% ../nbs/68_curation.ipynb #97fd53a0
 def curate(result: ClusterResult) -> Curation:
     """Begin to curate a result.
 
@@ -307,7 +307,7 @@ def curate(result: ClusterResult) -> Curation:
     lengths = np.sqrt(np.einsum('nd,nd->n', features, features))[:, None]
     return Curation(result, start_state(result), directions=features / np.where(lengths > 0, lengths, 1))
 
-# %% ../nbs/68_curation.ipynb #ec5eb568
+# %% ../nbs/68_curation.ipynb #6ceb5527
 def cluster_rows(curation: Curation) -> list:
     """What is to be said of each cluster that was not merged away.
 
@@ -325,7 +325,7 @@ def cluster_rows(curation: Curation) -> list:
     hand = np.bincount(state.cluster[state.fixed], minlength=len(sizes))
     return [dict(cluster=c, name=state.names[c], size=int(sizes[c]), confidence=round(float(total[c] / max(sizes[c], 1)), 4), hand=int(hand[c])) for c in state.alive]
 
-
+# %% ../nbs/68_curation.ipynb #ec5eb568
 def prototypes(curation: Curation, cluster: int, n: int = 6) -> np.ndarray:
     """Images closest to the mean direction of their cluster.
 
@@ -343,7 +343,7 @@ def prototypes(curation: Curation, cluster: int, n: int = 6) -> np.ndarray:
     rows = curation.directions[inside]
     return inside[np.argsort(-(rows @ rows.sum(0)), kind='stable')[:n]]
 
-
+# %% ../nbs/68_curation.ipynb #add13d75
 def neighbours(curation: Curation, image: int, n: int = 24) -> np.ndarray:
     """Images whose features point the same way, by cosine; the image itself comes first.
 
@@ -433,7 +433,7 @@ def _evidence(state, per_cluster):
         weights += [np.full(len(part), share / max(len(part), 1)) for part in (hand, rest)]
     return np.concatenate(chosen), np.concatenate(weights)
 
-
+# %% ../nbs/68_curation.ipynb #f66f1c73
 def _probe(curation, per_cluster):
     "Cluster ids (K,) and the probabilities (N, K) a linear probe gives every image."
     state = curation.state
@@ -443,7 +443,7 @@ def _probe(curation, per_cluster):
     probe = LogisticRegression(max_iter=2000).fit(curation.directions[images], state.cluster[images], weights * len(images) / weights.sum())
     return probe.classes_, probe.predict_proba(curation.directions)
 
-
+# %% ../nbs/68_curation.ipynb #dad1fa4f
 def propose_refine(curation: Curation, per_cluster: int = 300) -> dict:
     """The edit that lets a probe of the corrected labels place all images which no person placed; nothing is changed yet.
 
@@ -487,7 +487,7 @@ def save_session(curation: Curation, file: str | Path) -> Path:
     return save_json({'format': _FORMAT, 'images': len(curation.state.cluster), 'clusters': array_hash(np.asarray(curation.result.cluster, np.int64)),
                       'edits': list(curation.edits), 'undone': list(curation.undone)}, file)
 
-
+# %% ../nbs/68_curation.ipynb #a7b23dfb
 def load_session(result: ClusterResult, file: str | Path) -> Curation:
     """Go on with a session.
 

@@ -544,12 +544,14 @@ class _Predicts(_Answers):
 def _class_numbers(y):
     "Classes (N,) as whole numbers, and their names if they were words; -1 where there is none."
     y = np.asarray(y, object) if isinstance(y, (list, tuple)) else np.asarray(y)
+    y = y.astype(object) if y.dtype.kind == 'f' and np.isnan(y).any() else y            # a column of numbers with holes, as pandas has it
     if y.dtype.kind not in 'UO' or y.ndim != 1:
         return y, None
     word = np.array([isinstance(one, str) for one in y], bool)
     odd = next((one for one in y[~word] if not (one is None or one != one or one == -1)), None)
     if not word.any():
-        return np.array([-1 if one is None or one != one else one for one in y]), None
+        numbers = np.array([-1 if one is None or one != one else one for one in y])
+        return numbers.astype(np.int64) if numbers.dtype.kind == 'f' and (numbers == np.round(numbers)).all() else numbers, None
     if odd is not None:
         raise DataError(f'y mixes words and numbers, found {y[word][0]!r} and {odd!r}; name all classes by words or all by numbers, and use None for an image without one')
     numbers = np.full(len(y), -1)

@@ -8,6 +8,7 @@ __all__ = ['strip_uri', 'cluster_page', 'write_report']
 # %% ../nbs/67_gallery.ipynb #a57983a3
 import base64, html, io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -168,6 +169,7 @@ article { border-top: 1px solid var(--line); padding: 1.3rem 0 1.2rem; scroll-ma
 .bar { min-width: 8rem; width: 45% } th.bar { text-align: left } @media (max-width: 40rem) { .bar { display: none } } .bar span { display: block; height: .7rem; border-radius: .2rem; background: #4a7fb5; print-color-adjust: exact; -webkit-print-color-adjust: exact }
 .numbers { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: .6rem 0 0 } .numbers b { font-size: 1.25rem; display: block; line-height: 1.3 }
 #clusters th, #clusters td, details th, details td { padding: .3rem .6rem } @media (max-width: 40rem) { #clusters th, #clusters td { padding: .3rem .4rem } } details th { font-weight: 400; white-space: normal }
+#clusters tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 7rem } @media (max-width: 40rem) { #clusters table { font-size: .82rem } #clusters tbody th { min-width: 5.5rem } }
 """
 
 # %% ../nbs/67_gallery.ipynb #af92fdfd

@@ -317,7 +317,7 @@ def test_edits_of_the_explorer_reach_everything(room, capsys, tmp_path):
     rows, after = table(room/'result'), load_result(room/'result')
     assert (rows[wrong]['cluster'], rows[wrong]['name'], rows[moved]['name'], rows[moved]['confidence']) == ('-1', '', result.names[two], '1.0000')
     assert rows[moved + 1]['name'] == 'odd one' and 'horse' in {row['name'] for row in rows}
-    assert 'horse' in (room/'result'/'report.html').read_text() and 'horse' in (room/'result'/'names.yaml').read_text() and 'marked as wrong' in (room/'result'/'report.html').read_text()
+    assert 'horse' in (room/'result'/'report.html').read_text() and 'horse' in (room/'result'/'names.yaml').read_text() and "marked as wrong" in (room/'result'/'report.html').read_text()
     again = session_of(room/'result'/'unedited', lambda curation: edit(curation).do('rename', cluster=two, name='cow'), session)      # gone on with
     assert tell('export', room/'result', '--session', again) == 0
     assert load_result(room/'result').names == ['cow' if name == result.names[two] else name for name in after.names]

@@ -1,10 +1,12 @@
 """What a person decided in the explorer, as a result that everything else reads."""
 import csv
+import shlex
 
 import numpy as np
 import pytest
 
 from selfclass.curation import (HAND, REFINED, Curation, curate, curated_result, export_labels, export_names, load_session, propose_refine, propose_split, save_session)
+from selfclass.errors import ParamsError
 from selfclass.result import ClusterResult, load_result, read_names, rename_clusters
 
 
@@ -123,3 +125,37 @@ def test_the_exported_files_use_the_numbers_of_the_curated_result(tmp_path):
 def test_a_cluster_keeps_no_name_of_a_living_one():
     reused = curate(blobs()).do('merge', clusters=[1, 2], into=2).do('rename', cluster=3, name='cluster 1')
     assert curated_result(reused).names == ['cluster 0', 'cluster 2', 'cluster 1', 'cluster 4', 'cluster 5']
+
+
+def test_the_line_that_the_explorer_says_takes_the_edits_to_the_command_line(tmp_path, capsys):
+    "And a person who comes back goes on with the edits, though they are in the result by now."
+    from selfclass.cli import main
+    from selfclass.explorer import explore
+    blobs().save(tmp_path/'my result')
+    shown = explore(tmp_path/'my result')
+    for message in ({'do': 'rename', 'cluster': 0, 'name': 'zebra'}, {'do': 'tick', 'cluster': 1, 'on': True}, {'do': 'tick', 'cluster': 2, 'on': True}, {'do': 'merge'},
+                    {'do': 'pick', 'images': [3], 'on': True}, {'do': 'reject'}, {'do': 'export'}):
+        shown.receive(message)
+    command = shlex.split(shown.status.partition('on the command line: ')[2])
+    assert command[:2] == ['selfclass', 'export'] and not main(command[1:])
+    edited = load_result(tmp_path/'my result')
+    assert edited.names == curated_result(shown.curation).names and np.array_equal(edited.cluster, curated_result(shown.curation).cluster) and edited.cluster[3] == -1
+    again = explore(tmp_path/'my result')
+    assert 'going on with the session of 3 edits' in again.status and again.curation.edits == shown.curation.edits and len(again.curation.undo().edits) == 2
+    again.receive({'do': 'undo'})
+    again.receive({'do': 'export'})
+    assert not main(command[1:]) and load_result(tmp_path/'my result').cluster[3] != -1
+
+
+def test_the_report_counts_what_is_in_no_cluster_and_shows_the_others():
+    from selfclass.gallery import cluster_page
+    page = cluster_page(curated_result(an_afternoon(blobs())))
+    assert '<b>2</b>in no cluster, marked as wrong' in page and 'picture 4"' in page and 'picture 3"' not in page and 'picture 11"' not in page
+
+
+def test_a_keyword_that_chooses_nothing_is_refused(tmp_path):
+    from selfclass.explorer import explore
+    with pytest.raises(ParamsError, match="did you mean 'method'"):
+        explore(tmp_path, metod='scan')
+    with pytest.raises(ParamsError, match='seed choose a run'):
+        explore(blobs(), seed=1)

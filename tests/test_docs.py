@@ -215,6 +215,9 @@ def shell_lines():
 def test_shell_line_names_what_there_is(page, words):
     if words[0] == 'make':
         assert re.search(rf'(?m)^{words[1]}:', (ROOT/'Makefile').read_text()), words
+    elif words[0] == 'selfclass':
+        told = help_of('cli', words[1])
+        assert not [word for word in words[2:] if word.startswith('--') and not re.search(rf'{word}\b', told)], told
     elif '-m' in words and words[words.index('-m') + 1].startswith('selfclass.'):
         at = words.index('-m') + 1
         command = next(iter(words[at + 1:]), '')

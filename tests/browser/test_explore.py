@@ -1,8 +1,10 @@
 """The explorer and the notebooks for people, in a real browser without a network."""
 import csv
 import json
+import re
 
 import pytest
+from selfclass.explorer import contrast
 from selfclass.result import read_names
 
 from .conftest import failures, free_port, opened_page, run_notebook, served, snap
@@ -231,20 +233,47 @@ CONTRAST = '''() => {
 
 
 def test_contrast(clusters):
-    "WCAG AA: 4.5 to 1 for text, computed from what is on the page, in both themes of JupyterLab; 3 to 1 for the frame of the focus."
+    "WCAG AA: 4.5 to 1 for text, computed from what is on the page, in both themes of JupyterLab, while a refusal is shown; 3 to 1 for frames and for the colours of clusters."
+    key(clusters, 'name2').fill('cluster 3')
+    key(clusters, 'name2').press('Enter')
+    says(clusters, 'merge the two')
     clusters.locator('.sc summary').click()
     for theme in ('light', 'dark'):
         clusters.evaluate('dark => { document.body.dataset.jpThemeLight = !dark; }', theme == 'dark')
         measured = clusters.evaluate(CONTRAST)
         assert len(measured) > 60 and min(measured)[0] >= 4.5, sorted(measured)[:5]
+        assert any('merge the two' in what or what.startswith('DIV') for _, what in measured)
+    colours = clusters.evaluate("""() => ['.sc button', '.sc input', '.sc select'].map((which) => getComputedStyle(document.querySelector(which)).borderTopColor)
+        .concat([...document.querySelectorAll('.sc-dot')].map((e) => getComputedStyle(e).backgroundColor))""")
+    ratios = [(contrast([int(v) / 255 for v in re.findall(r'\d+', colour)[:3]]), colour) for colour in colours]
+    assert len(ratios) > 10 and min(ratios)[0] >= 3, min(ratios)
     clusters.locator('.sc summary').evaluate('e => e.scrollIntoView({block: "center"})')
     snap(clusters, 'clusters-classes')
     clusters.locator('.sc summary').click()
 
 
 def test_every_control_has_a_name(clusters):
-    nameless = clusters.evaluate('''() => [...document.querySelectorAll('.sc button, .sc input, .sc select')].filter((e) => !(e.getAttribute('aria-label') || e.innerText?.trim() || e.labels?.length)).map((e) => e.outerHTML.slice(0, 120))''')
+    "Also what can be reached without being a control (scrolling lists, the fold), and no two controls of a panel are called the same."
+    nameless = clusters.evaluate('''() => [...document.querySelectorAll('.sc button, .sc input, .sc select, .sc summary, .sc [tabindex]')]
+        .filter((e) => !(e.getAttribute('aria-label') || e.innerText?.trim() || e.labels?.length)).map((e) => e.outerHTML.slice(0, 120))''')
     assert not nameless, nameless
+    twice = clusters.evaluate('''() => [...document.querySelectorAll('.sc')].flatMap((panel) => { const names = [...panel.querySelectorAll('button:not(.sc-tile), input, select')]
+        .map((e) => e.getAttribute('aria-label') || e.labels?.[0]?.firstChild.textContent || e.innerText); return names.filter((n, i) => names.indexOf(n) !== i); })''')
+    assert not twice, twice
+    assert clusters.evaluate("[...document.querySelectorAll('.sc th')].every((e) => e.textContent.trim() || e.getAttribute('aria-label'))"), 'a column without a head'
+
+
+def test_no_column_of_the_list_is_cut(clusters):
+    assert clusters.locator('.sc-scroll').first.evaluate('e => e.scrollWidth <= e.clientWidth')
+
+
+def test_the_focus_goes_with_the_page(clusters):
+    "From top to bottom and from left to right, as the controls lie on the page."
+    key(clusters, 'undo').evaluate('e => e.scrollIntoView()')
+    order = clusters.evaluate("""() => [...document.querySelectorAll('.sc')].filter((e) => e.checkVisibility()).flatMap((panel) =>
+        [...panel.querySelectorAll('.sc-bar button, .sc-bar input, .sc-bar select')].map((e) => { const box = e.getBoundingClientRect(); return [[...document.querySelectorAll('.sc')].indexOf(panel), Math.round((box.top + box.bottom) / 20), box.left]; }))""")
+    assert len(order) > 20 and order == sorted(order), order
+    assert clusters.evaluate("[...document.querySelectorAll('.sc [tabindex]')].every((e) => e.tabIndex <= 0)")
 
 
 def test_nothing_was_asked_for_or_complained_about(clusters):

@@ -1,12 +1,14 @@
 """The html report of a result in a browser without a network: nothing is missing, nothing fails, it can be read."""
 import base64
 import io
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from selfclass.explorer import contrast
 from selfclass.gallery import write_report
 from selfclass.result import ClusterResult
 
@@ -79,12 +81,15 @@ def test_contrast_is_enough_to_read(opened, scheme):
         page.evaluate('document.querySelectorAll("details").forEach(d => d.open = true)')
         found = page.evaluate(CONTRAST)
         assert len(found) > 200 and min(found)[0] >= 4.5, min(found)
+        bar, ground = page.locator('.bar span').first.evaluate('e => [getComputedStyle(e).backgroundColor, getComputedStyle(document.body).backgroundColor]')
+        assert contrast(*([int(v) / 255 for v in re.findall(r'\d+', colour)[:3]] for colour in (bar, ground))) >= 3
 
 
 def test_a_phone_needs_no_scrolling_sideways(opened):
     with opened(390, 844) as page:
         snap(page, 'report-phone')
         assert page.evaluate('document.documentElement.scrollWidth') <= 390
+        assert page.locator('#clusters .scroll').evaluate('e => e.scrollWidth <= e.clientWidth'), 'a long name pushes the numbers out'
         boxes = page.locator('.tile').evaluate_all('nodes => nodes.map(n => n.getBoundingClientRect()).map(b => [b.left, b.right, b.width])')
         assert all(left >= 0 and right <= 390 and width >= 44 for left, right, width in boxes)
 
