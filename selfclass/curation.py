@@ -564,7 +564,8 @@ def curated_result(curation: Curation) -> ClusterResult:
 
     Returns
     -------
-    ClusterResult   clusters that were not merged away, renumbered from 0 in their order; cluster -1 for images marked as wrong; facts also count the `edits`.
+    ClusterResult   clusters that were not merged away, renumbered from 0 in their order; cluster -1 for images marked as wrong; facts also count the `edits`, and
+                    say where each of the `model clusters` is now.
                     Confidence and margin are those of the state; the pictures, features and places are shared with the result before
     """
     result, state = curation.result, curation.state
@@ -574,7 +575,8 @@ def curated_result(curation: Curation) -> ClusterResult:
     probs[bent] = _bent(probs[bent], cluster[bent], state.confidence[bent], state.margin[bent])
     out = np.flatnonzero(cluster < 0)
     probs[out] = _shares(probs[out], (np.arange(probs.shape[1]) != wrong[out, None]) | (probs.shape[1] == 1), np.ones(len(out), np.float32))
-    return replace(result, probs=probs, cluster=cluster, names=[state.names[c] for c in state.alive], facts=result.facts | {'edits': len(curation.edits)})
+    now = [int(_numbers(state)[state.into[c]]) for c in result.facts.get('model clusters', range(len(result.names)))]
+    return replace(result, probs=probs, cluster=cluster, names=[state.names[c] for c in state.alive], facts=result.facts | {'edits': len(curation.edits), 'model clusters': now})
 
 # %% ../nbs/68_curation.ipynb #0682f403
 def export_labels(curation: Curation, file: str | Path) -> Path:

@@ -541,16 +541,25 @@ class _Predicts(_Answers):
         return probs if self._several else probs[0]
 
 # %% ../nbs/70_estimator.ipynb #723e45a3
+def _is_hole(value):
+    "None, or what NumPy and pandas put in its place: NaN, NaT, NA (which is neither equal to itself nor not)."
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
+
+
 def _class_numbers(y):
     "Classes (N,) as whole numbers, and their names if they were words; -1 where there is none."
     y = np.asarray(y, object) if isinstance(y, (list, tuple)) else np.asarray(y)
     y = y.astype(object) if y.dtype.kind == 'f' and np.isnan(y).any() else y            # a column of numbers with holes, as pandas has it
     if y.dtype.kind not in 'UO' or y.ndim != 1:
         return y, None
+    y = np.array([None if _is_hole(one) else one for one in y], object)
     word = np.array([isinstance(one, str) for one in y], bool)
-    odd = next((one for one in y[~word] if not (one is None or one != one or one == -1)), None)
+    odd = next((one for one in y[~word] if not (one is None or one == -1)), None)
     if not word.any():
-        numbers = np.array([-1 if one is None or one != one else one for one in y])
+        numbers = np.array([-1 if one is None else one for one in y])
         return numbers.astype(np.int64) if numbers.dtype.kind == 'f' and (numbers == np.round(numbers)).all() else numbers, None
     if odd is not None:
         raise DataError(f'y mixes words and numbers, found {y[word][0]!r} and {odd!r}; name all classes by words or all by numbers, and use None for an image without one')
@@ -626,6 +635,9 @@ def _where(images, root):
     if images.files:
         files = [file.absolute() for file in images.files]
         top = Path(os.path.commonpath([file.parent for file in files]) if root is None else root).absolute()
+        outside = next((file for file in files if not file.is_relative_to(top)), None)
+        if outside is not None:
+            raise DataError(f'{outside} is not below {top}; give a root that holds all pictures, or none')
         return {'root': top, 'paths': [file.relative_to(top).as_posix() for file in files]}
     return {'pixels': to_pixels(images).numpy() if images.size else images.thumbnails(size=64).numpy()}
 

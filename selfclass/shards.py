@@ -100,6 +100,14 @@ def write_shards(run: str | Path, folder: str | Path, limit: int = 15 * 2**20) -
     return [save_json(load_json(config), folder/'config.json'), save_json(index, folder/_INDEX), *(folder/name for name in names)]
 
 # %% ../nbs/24_shards.ipynb #86bae3ae
+def _read_index(path):
+    "Names of the pieces and their hashes."
+    try:
+        return dict(load_json(path)['metadata']['sha256'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{path} is no table of contents as write_shards makes it ({type(error).__name__}: {error}); fetch it again') from None
+
+
 def _checked_piece(folder, name, digest):
     "Tensors and metadata of one piece; DataError unless it is whole."
     path = folder/name
@@ -129,10 +137,10 @@ def join_shards(folder: str | Path, run: str | Path) -> Path:
     ParamsError             the folder already holds weights
     """
     folder, run = Path(folder), Path(run)
-    index = load_json(existing_file(folder/_INDEX, 'pass a folder that `write_shards` wrote'))
+    index = _read_index(existing_file(folder/_INDEX, 'pass a folder that `write_shards` wrote'))
     if (run/'model.safetensors').exists():
         raise ParamsError(f'{run} already holds weights; choose another folder, or remove them')
-    parts = [_checked_piece(folder, name, digest) for name, digest in index['metadata']['sha256'].items()]
+    parts = [_checked_piece(folder, name, digest) for name, digest in index.items()]
     tensors = {key: value.float() if value.dtype == torch.bfloat16 else value for found, _ in parts for key, value in found.items()}
     run.mkdir(parents=True, exist_ok=True)
     config = load_json(existing_file(folder/'config.json', 'it was written beside the pieces'))
