@@ -619,7 +619,7 @@ def _chosen(clusters, model, names, device, training):
     if clusters is None and model is None:
         raise ParamsError('it is not said how many clusters there should be; say, for example, --clusters 20')
     if clusters is not None and clusters < 2:
-        raise ParamsError(f'{clusters} clusters group nothing; say 2 or more, for example --clusters 20')
+        raise ParamsError(f'--clusters should be a whole number of 2 or more, found {clusters}; say, for example, --clusters 20')
     if model:
         _refuse_training(**training)
     n = max(clusters or 0, 1)
