@@ -46,7 +46,7 @@ def test_a_curated_result_says_what_the_person_decided(tmp_path):
     spoken = curation.state.source != REFINED                  # after a merge nobody knows what the probe would have said of the two as one
     np.testing.assert_allclose(curated.margin[spoken], curation.state.margin[spoken], atol=1e-6)
     assert curated.names == ['zebra', 'cluster 2', 'cluster 5', 'cluster 2 (2)', 'odd']
-    assert curated.facts == {'seed': 0, 'edits': 11} and np.array_equal(curated.pixels, result.pixels) and np.array_equal(curated.labels, result.labels)
+    assert curated.facts == {'seed': 0, 'edits': 11, 'model clusters': [0, 1, 1, 0, 3, 2]} and np.array_equal(curated.pixels, result.pixels) and np.array_equal(curated.labels, result.labels)
     assert np.allclose(curated.probs.sum(1), 1, atol=1e-5) and (curated.probs >= 0).all()
     hand = curation.state.source == HAND
     assert hand.sum() == 7 and (curated.probs[hand & (curated.cluster >= 0)].max(1) == 1).all()
