@@ -434,7 +434,7 @@ def name_clusters(result: ClusterResult, names: Mapping) -> ClusterResult:
     new = [_merge_text(name, group) for name, group in groups.items() if result.probs[:, group[1:]].any()]
     merged = merge_clusters(result, into) if into else result
     facts = merged.facts | ({'merged': [*merged.facts.get('merged', []), *new]} if new else {})
-    return replace(merged, names=check_names([called[c] for c in range(len(result.names))], len(result.names)), facts=facts)
+    return replace(rename_clusters(merged, called), facts=facts)
 
 
 def _merge_text(name, group):

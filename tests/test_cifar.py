@@ -64,7 +64,8 @@ def test_the_recipe_trains_resumes_and_ends_with_scores(n, tmp_path, monkeypatch
     assert {'acc', 'nmi', 'ari', 'knn_top1', 'linear_top1', 'acc_many_to_one_20'} <= set(scored['scores']) and scored['protocol'].endswith('held out)')
     assert 9e9 < measured['flops_per_image'] < 12e9, 'two views of 1.1 GFLOP, four of a quarter, forward and two gradients'
     assert {'run-curves.png', 'run-best.png', 'run-confusion.png', 'run-map.png'} <= {file.name for file in (tmp_path/'whole'/'figures').iterdir()}
-    assert 'images/s' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count('views/s with 1 process(es)') == 2 and said.count('ms a step (views') == 2, 'both runs say their pace, and where a step spends its time'
 
 
 def test_weights_of_the_network_travel_in_small_files(tmp_path):
